@@ -21,10 +21,10 @@ def difference(made: torch.Tensor, plain: torch.Tensor) -> float:
     """Return the length of `made` - `plain`, relative to that of `plain`; NaN if one of them is not finite."""
     made = made.cpu().double()
     plain = plain.cpu().double()
-    apart = float((made - plain).norm())
+    error = float((made - plain).norm())
     length = float(plain.norm())
-    if apart == 0.0:
+    if error == 0.0:
         return 0.0
-    if not math.isfinite(apart) or not math.isfinite(length):
+    if not math.isfinite(error) or not math.isfinite(length):
         return math.nan
-    return apart / max(length, 1e-30)
+    return error / max(length, 1e-30)

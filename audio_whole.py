@@ -184,54 +184,54 @@ def _chained(
 
 @dataclass(frozen=True)
 class _Span:
-    """The sound of a recording: the bytes that it is said to have, and those that it has."""
+    """The sound of a recording: the bytes that its header claims, and those that it has."""
 
     first: int
-    said: int
+    claimed: int
     size: int
     following: int | None  # where the next recording begins
 
     @property
-    def is_as_said(self) -> bool:
-        return self.said == self.size
+    def is_as_claimed(self) -> bool:
+        return self.claimed == self.size
 
     def shortage(self, bytes_a_second: float) -> tuple[float, float]:
         """Return found and expected seconds if the bytes end too early, else zeros."""
-        if self.said >= _ENDLESS or self.said <= self.size or not bytes_a_second:
+        if self.claimed >= _ENDLESS or self.claimed <= self.size or not bytes_a_second:
             return 0.0, 0.0
-        return self.size / bytes_a_second, self.said / bytes_a_second
+        return self.size / bytes_a_second, self.claimed / bytes_a_second
 
 
 def _span(
-    data: Bytes, first: int, said: int, marks: tuple[bytes, ...], order: str, rate: float
+    data: Bytes, first: int, claimed: int, marks: tuple[bytes, ...], order: str, rate: float
 ) -> _Span:
-    """Measure a chunk of sound that is said to have `said` bytes from `first` on.
+    """Measure a chunk of sound from `first` on, whose header claims so many bytes.
 
     Behind it come other chunks, whose sizes are read in `order`, or a recording that begins with
     one of `marks`. Anything else is sound that the header does not cover yet, as a recorder leaves
     it that lost power; `rate` are its bytes a second.
     """
     room = len(data) - first
-    if said > room or said >= _ENDLESS:
-        return _Span(first, said, room, None)
-    at = first + said + said % 2
-    if said == 0 and not _is_chunk(data, at, order):
-        return _Span(first, said, room, None)
+    if claimed > room or claimed >= _ENDLESS:
+        return _Span(first, claimed, room, None)
+    at = first + claimed + claimed % 2
+    if claimed == 0 and not _is_chunk(data, at, order):
+        return _Span(first, claimed, room, None)
     while at + 8 <= len(data):
         if data[at : at + 4] in marks:
-            return _Span(first, said, said, at)
+            return _Span(first, claimed, claimed, at)
         if not _is_chunk(data, at, order):
             break
         at += 8 + _number(data, at + 4, order)
         at += at % 2
     rest = len(data) - at
     if (
-        at == first + said + said % 2
+        at == first + claimed + claimed % 2
         and rest > rate * _RECORDERS_REST
         and any(data[at : at + 65536])
     ):
-        return _Span(first, said, room, None)
-    return _Span(first, said, said, None)
+        return _Span(first, claimed, room, None)
+    return _Span(first, claimed, claimed, None)
 
 
 def _is_chunk(data: Bytes, at: int, order: str) -> bool:
@@ -267,14 +267,14 @@ def _wav(data: Bytes, start: int) -> _Found | None:
     if b"fmt " not in chunks or len(data) < chunks[b"fmt "] + 20:
         return None
     rate = float(_number(data, chunks[b"fmt "] + 12, order))
-    said = _number(data, chunks[b"data"], order)
-    if mark == b"RF64" and b"ds64" in chunks and said == 0xFFFFFFFF:
-        said = struct.unpack("<Q", data[chunks[b"ds64"] + 12 : chunks[b"ds64"] + 20])[0]
+    claimed = _number(data, chunks[b"data"], order)
+    if mark == b"RF64" and b"ds64" in chunks and claimed == 0xFFFFFFFF:
+        claimed = struct.unpack("<Q", data[chunks[b"ds64"] + 12 : chunks[b"ds64"] + 20])[0]
     first = chunks[b"data"] + 4
-    span = _span(data, first, said, (b"RIFF", b"RIFX", b"RF64"), order, rate)
+    span = _span(data, first, claimed, (b"RIFF", b"RIFX", b"RF64"), order, rate)
     found, expected = span.shortage(rate)
     end = len(data) if span.following is None else span.following
-    if span.is_as_said and span.following is None:
+    if span.is_as_claimed and span.following is None:
         return Recording(start, end), None
     end = first + span.size
     patches = (
@@ -300,16 +300,16 @@ def _aiff(data: Bytes, start: int) -> _Found | None:
     if width <= 0 or not 0 < rate < 1e7:
         return None
     first = chunks[b"SSND"] + 12  # behind offset and size of blocks
-    said = max(_number(data, chunks[b"SSND"], ">") - 8, 0)
-    span = _span(data, first, said, (b"FORM",), ">", rate * width)
+    claimed = max(_number(data, chunks[b"SSND"], ">") - 8, 0)
+    span = _span(data, first, claimed, (b"FORM",), ">", rate * width)
     found, expected = span.shortage(rate * width)
-    there = span.size // width
-    if span.is_as_said and span.following is None and frames == there:
+    held = span.size // width
+    if span.is_as_claimed and span.following is None and frames == held:
         return Recording(start, len(data)), None
     end = first + span.size
     patches = (
         (4, struct.pack(">I", end - start - 8)),
-        (common - start + 2, struct.pack(">I", there)),
+        (common - start + 2, struct.pack(">I", held)),
         (chunks[b"SSND"] - start, struct.pack(">I", span.size + 8)),
     )
     recording = Recording(start, end, patches=patches, found=found, expected=expected)
@@ -319,20 +319,20 @@ def _aiff(data: Bytes, start: int) -> _Found | None:
 def _au(data: Bytes, start: int) -> _Found | None:
     if len(data) < start + 24:
         return None
-    head, said, coding, rate, channels = struct.unpack(">5I", data[start + 4 : start + 24])
+    head, claimed, coding, rate, channels = struct.unpack(">5I", data[start + 4 : start + 24])
     width = {2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8}.get(coding, 1) * channels
     first = start + head
     room = len(data) - first
     following = None
     size = room
-    if 0 < said <= room:
-        size = said
-        if data[first + said : first + said + 4] == b".snd":
-            following = first + said
+    if 0 < claimed <= room:
+        size = claimed
+        if data[first + claimed : first + claimed + 4] == b".snd":
+            following = first + claimed
     found = expected = 0.0
-    if room < said < _ENDLESS and rate * width:
+    if room < claimed < _ENDLESS and rate * width:
         found = room / (rate * width)
-        expected = said / (rate * width)
+        expected = claimed / (rate * width)
     patches = ((8, struct.pack(">I", size)),)
     recording = Recording(start, first + size, patches=patches, found=found, expected=expected)
     return recording, following

@@ -101,7 +101,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         f"run.sh {command}", description=tooltips.MAKE_ABOUT[command], allow_abbrev=False
     )
     words = POSITIONAL.get(mode, "prompt")
-    parser.add_argument(words, nargs="?", default="", help=_about(words))
+    parser.add_argument(words, nargs="?", default="", help=_help(words))
     fields = REQUESTS[mode].model_fields
     for name in fields:
         if name not in (words, "options"):
@@ -119,17 +119,17 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 
 def _add(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
     flag = f"--{name.replace('_', '-')}"
-    about = _about(name)
+    help_text = _help(name)
     if isinstance(default, bool):
         action = argparse.BooleanOptionalAction
-        parser.add_argument(flag, dest=name, action=action, default=None, help=about)
+        parser.add_argument(flag, dest=name, action=action, default=None, help=help_text)
     elif name in ("tracks", "regions", "loras"):
-        parser.add_argument(flag, dest=name, nargs="+", help=about)
+        parser.add_argument(flag, dest=name, nargs="+", help=help_text)
     else:
-        parser.add_argument(flag, dest=name, help=about)
+        parser.add_argument(flag, dest=name, help=help_text)
 
 
-def _about(name: str) -> str:
+def _help(name: str) -> str:
     limit = LIMITS.get(name)
     if limit:
         unit = f" {limit.unit}" if limit.unit else ""
@@ -249,7 +249,7 @@ def remote(url: str, mode: str, values: dict[str, Any]) -> Generator[Event]:
                 sent[name] = handle_file(sent[name])
         job = client.submit(**sent, api_name=f"/{mode}")
         try:
-            yield from _told(job, mode)
+            yield from _events_of(job, mode)
         finally:
             job.cancel()
             client.close()
@@ -259,7 +259,7 @@ def remote(url: str, mode: str, values: dict[str, Any]) -> Generator[Event]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _told(job: Any, mode: str) -> Iterator[Event]:
+def _events_of(job: Any, mode: str) -> Iterator[Event]:
     for value in job:
         if mode == "lyrics":
             yield Draft(value, 0)

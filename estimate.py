@@ -319,7 +319,7 @@ def planner_bytes(song: Song | None) -> int:
 # --- what would fit -------------------------------------------------------------------------------
 
 
-def ways(
+def changes_that_fit(
     work: Work, most_seconds: float, needed: Callable[[Work], float] = seconds_needed
 ) -> list[str]:
     """Return the most takes, steps and seconds of music with which `work` would need `most_seconds`, each alone.
@@ -339,7 +339,7 @@ def ways(
         else:
             shortest = int(LIMITS["duration"].low)
         found.append(shorter(work, fits, shortest))
-    return [way for way in found if way]
+    return [change for change in found if change]
 
 
 def longest(
@@ -361,7 +361,7 @@ def longest(
 def smaller(song: Song, fits: Callable[[Song], bool]) -> str:
     """Return the most takes and the longest duration that fit: "2 takes, or with 30 seconds of music", or ""."""
     found = [fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))]
-    return ", or with ".join(way for way in found if way)
+    return ", or with ".join(change for change in found if change)
 
 
 def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:

@@ -278,10 +278,10 @@ def refusal(work: Work) -> Problem | None:
     needed = experience.seconds(work)
     if needed <= MOST_SECONDS:
         return None
-    changes = estimate.ways(work, MOST_SECONDS, experience.seconds)
+    changes = estimate.changes_that_fit(work, MOST_SECONDS, experience.seconds)
     if not changes:
         one_take = replace(work, takes=1)
-        fitting = estimate.ways(one_take, MOST_SECONDS, experience.seconds)
+        fitting = estimate.changes_that_fit(one_take, MOST_SECONDS, experience.seconds)
         changes = [f"1 take and {change}" for change in fitting]
     hint = NOTHING_FITS
     if changes:

@@ -38,7 +38,7 @@ class _Change:
     # without DoRA, minus 1.
     stretch: torch.Tensor | None = None
 
-    def of(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def added_to(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Return what to add to the `output` [..., out] of `module` for its input x [..., in]."""
         from torch.nn.functional import linear
 
@@ -200,7 +200,7 @@ def _finite(tensor: torch.Tensor) -> torch.Tensor:
 
 def _adding(changes: Sequence[tuple[_Change, float]]) -> Any:
     def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        added = (weight * change.of(module, inputs[0], output) for change, weight in changes)
+        added = (weight * change.added_to(module, inputs[0], output) for change, weight in changes)
         return output + sum(added)
 
     return add

@@ -358,13 +358,13 @@ def _fetch(wanted: str) -> Generator[Progress, None, tuple[Path, str, str]]:
 
 
 def _choose_files(
-    repo_id: str, wanted: str, there: list[model_hub.RepoFile], guarded: bool
+    repo_id: str, wanted: str, offered: list[model_hub.RepoFile], guarded: bool
 ) -> list[model_hub.RepoFile]:
     """Choose the safetensors file that is wanted and its config; raises StudioError."""
     if guarded and _on_space():
         closed = f"{repo_id} is not open to everybody, so this Space does not download it."
         raise StudioError("model_guarded", closed)
-    files = {file.name: file for file in there if is_inside(file.name)}
+    files = {file.name: file for file in offered if is_inside(file.name)}
     name = _choose_file(repo_id, list(files), wanted)
     beside = config_beside(name, files)
     config = files[beside] if beside else None

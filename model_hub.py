@@ -99,12 +99,12 @@ def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress
             "model_unknown", f'A model on Hugging Face is named "org/model", not {shown(repo_id)}.'
         )
 
-    def choose(there: list[RepoFile], guarded: bool) -> list[RepoFile]:
-        chosen = selection.choose(file.name for file in there)
+    def choose(offered: list[RepoFile], guarded: bool) -> list[RepoFile]:
+        chosen = selection.choose(file.name for file in offered)
         if selection.index not in chosen:
             missing = f"{repo_id} holds no {selection.kind} ({selection.index} is missing)."
             raise StudioError("weights_unfit", missing)
-        return [file for file in there if file.name in chosen]
+        return [file for file in offered if file.name in chosen]
 
     yield from watched(Fetch(repo_id, choose, selection.variable))
 

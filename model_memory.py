@@ -144,9 +144,9 @@ def choose(
             return choice
     assert free is not None
     hint = "Close other programs, or choose a smaller model."
-    ways = _smaller(choice, kind, free, sizes, use)
-    if ways:
-        hint = f"It fits with {ways}."
+    changes = _smaller(choice, kind, free, sizes, use)
+    if changes:
+        hint = f"It fits with {changes}."
     message = f"This needs at least {choice.need / GB:.1f} GB of memory; {free / GB:.1f} GB are free ({kind})."
     return replace(choice, problem=Problem("out_of_memory", message, hint=hint))
 
@@ -544,12 +544,12 @@ def fallback_note(before: str, after: str) -> str:
 
 def too_large(song: Song | None) -> Problem:
     """Return the problem of a job that ran out of memory for good; the hint halves its working memory."""
-    ways = ""
+    changes = ""
     if song:
-        ways = estimate.smaller(song, lambda less: song_bytes(less) <= song_bytes(song) / 2)
+        changes = estimate.smaller(song, lambda less: song_bytes(less) <= song_bytes(song) / 2)
     hint = "Make a shorter song or fewer takes."
-    if ways:
-        hint = f"It should fit with {ways}."
+    if changes:
+        hint = f"It should fit with {changes}."
     return Problem("out_of_memory", "There was not enough memory.", hint=hint)
 
 

@@ -93,7 +93,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     with timed(seconds, "loading"):
         yield from selfcheck.song_model(loaded, pipe)
-    notes = _about_details(from_prompt)
+    notes = _prompt_notes(from_prompt)
     chosen: tuple[str, ...] = ()
     known = None
     if job.settings.kind == "preview":
@@ -121,12 +121,12 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
                 details=_details(job, from_prompt, chosen),
                 seconds={**seconds, **event.ran.seconds},
             )
-            about = (*_about_loras(job), *_why_unplanned(plan_entry))
-            event = replace(event, notes=(*notes, *event.notes, *about))
+            closing = (*_lora_notes(job), *_plan_notes(plan_entry))
+            event = replace(event, notes=(*notes, *event.notes, *closing))
         yield event
 
 
-def _about_details(from_prompt: Mapping[str, Any]) -> tuple[str, ...]:
+def _prompt_notes(from_prompt: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a note on the fields that the prompt decided."""
     if not from_prompt:
         return ()
@@ -147,12 +147,12 @@ def _details(job: Job, from_prompt: Iterable[str], chosen: Iterable[str]) -> dic
     return details
 
 
-def _about_loras(job: Job) -> tuple[str, ...]:
-    """Return what is to be known of the job's LoRAs, such as an alpha that is not."""
+def _lora_notes(job: Job) -> tuple[str, ...]:
+    """Return notes on the job's LoRAs, such as a missing alpha."""
     return tuple(f"LoRA {spec.info.name}: {spec.info.note}" for spec in job.loras if spec.info.note)
 
 
-def _why_unplanned(entry: PlanEntry | None) -> tuple[str, ...]:
+def _plan_notes(entry: PlanEntry | None) -> tuple[str, ...]:
     """Return a note on why a song was made without the requested plan, if that failed."""
     # Nothing has failed if there is no planner: the status says so.
     if entry and entry.get("failed"):
@@ -177,8 +177,10 @@ class Listener:
 def _listener(loaded: Models, placing: Placing) -> Listener:
     # A planner that would have to be loaded, or moved to the device, costs more than its judgement
     # is worth.
-    there = placing.keeps_all and loaded.planner.loaded
-    return Listener(song_align.heads_of(loaded.weights), loaded.planner.get() if there else None)
+    planner = None
+    if placing.keeps_all and loaded.planner.loaded:
+        planner = loaded.planner.get()
+    return Listener(song_align.heads_of(loaded.weights), planner)
 
 
 NOBODY = Listener()
@@ -637,7 +639,7 @@ class _Judge:
             warnings += (
                 f"Take {number} sounds like noise. A shorter, plainer prompt or another seed often helps.",
             )
-        parts = song_score.heard(samples, self._song.request.bpm, self._parts, flatness)
+        parts = song_score.measured(samples, self._song.request.bpm, self._parts, flatness)
         words = WordsResult()
         try:
             if "lyrics" in self._parts and self._listener.heads:

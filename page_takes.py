@@ -100,7 +100,7 @@ class ResultPanel:
         made = [*kept]
         for take, file, number in zip(record["takes"], files, ended.numbers, strict=True):
             new = Made(ended.request, record, take, file, ended.run, number)
-            made.append(there(new, self))
+            made.append(with_file(new, self))
         # Gradio deletes old copies of the files that it knows.
         self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
@@ -330,7 +330,7 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
             return _with_lines(bar, result, take, number, lines, song_align.lrc(lines), alignment)
 
         def ask() -> Request:
-            return request_builders[what](there(take, result))
+            return request_builders[what](with_file(take, result))
 
         started = start(bar, form.studio, owner, ask, failed, Wanted(what, take))
         return {result.message: "", **started}
@@ -382,8 +382,8 @@ def timing(made: Made) -> AlignRequest:
     return asked
 
 
-def there(made: Made, result: ResultPanel) -> Made:
-    """Return the take with a file that is there, if need be a new copy; raises StudioError if it is deleted."""
+def with_file(made: Made, result: ResultPanel) -> Made:
+    """Return the take with its file, copied anew if that is gone; raises StudioError if the song was deleted."""
     if Path(made.file).is_file():
         return made
     try:
@@ -398,7 +398,7 @@ def take_of(made: Sequence[Made], number: int, result: ResultPanel) -> Made:
     """Return take `number`; raises StudioError if it or its file is gone."""
     if not 0 < number <= len(made):
         raise StudioError("take_gone", tooltips.TAKE_GONE)
-    return there(made[number - 1], result)
+    return with_file(made[number - 1], result)
 
 
 def connect_formats(result: ResultPanel) -> None:

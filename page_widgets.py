@@ -195,7 +195,11 @@ def takes(mode: str) -> gr.HTML:
 
 def latest_takes(mode: str) -> gr.HTML:
     """Make the list of the visitor's latest takes beside a source."""
-    said = {"use": tooltips.USE_TAKE, "gone": tooltips.TAKE_GONE, "lost": tooltips.TAKE_NOT_READ}
-    settings = {"texts": said, "modes": list(tooltips.GO)}
+    sentences = {
+        "use": tooltips.USE_TAKE,
+        "gone": tooltips.TAKE_GONE,
+        "lost": tooltips.TAKE_NOT_READ,
+    }
+    settings = {"texts": sentences, "modes": list(tooltips.GO)}
     texts = {"settings": json.dumps(settings, ensure_ascii=False), "title": tooltips.LATEST_TAKES}
     return frame("latest", texts, elem_id=f"{mode}-latest", elem_classes=["latest-takes"])

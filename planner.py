@@ -311,16 +311,16 @@ def recognition(
         return None
 
     spoken = [text for _, text in texts]
-    heard = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
-    told = _read(planner, heard, [*spoken, *details])
-    untold = _read(planner, NO_INPUT, spoken)
-    if told is None or untold is None:
+    code_text = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
+    with_codes = _read(planner, code_text, [*spoken, *details])
+    without_codes = _read(planner, NO_INPUT, spoken)
+    if with_codes is None or without_codes is None:
         return None
     parts = []
-    for (weight, _), known, unknown in zip(texts, told, untold, strict=False):
+    for (weight, _), known, unknown in zip(texts, with_codes, without_codes, strict=False):
         gain = known.likelihood - unknown.likelihood
         parts.append((weight, 1.0 / (1.0 + math.exp(-gain / INFORMATION_SCALE))))
-    recalls = [each.recall for each in told[len(texts) :]]
+    recalls = [each.recall for each in with_codes[len(texts) :]]
     parts.append((DETAILS_WEIGHT, sum(recalls) / len(recalls)))
     return sum(weight * found for weight, found in parts) / sum(weight for weight, _ in parts)
 

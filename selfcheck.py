@@ -94,12 +94,12 @@ class Finding:
         return self.difference is not None and self.difference <= self.bound
 
     def line(self) -> str:
-        said = "agrees" if self.agrees else "DISAGREES"
+        verdict = "agrees" if self.agrees else "DISAGREES"
         if self.difference is None:
             figure = self.error or "no finite numbers"
         else:
             figure = f"{self.difference:.2g} apart, {self.bound:.2g} allowed"
-        return f"{WORDS[self.path]}: {said} ({figure}; {self.seconds:.2f} s)"
+        return f"{WORDS[self.path]}: {verdict} ({figure}; {self.seconds:.2f} s)"
 
 
 @dataclass(frozen=True)
@@ -222,18 +222,18 @@ def _prove(
 def _finding(check: Check) -> Finding | None:
     started = time.perf_counter()
     difference: float | None = None
-    said = ""
+    error_name = ""
     try:
         difference = check.compare()
     except Exception as error:
         if is_out_of_memory(error):
             return None
-        said = type(error).__name__
+        error_name = type(error).__name__
         log.debug("the self-check of %s failed", check.path, exc_info=error)
     if difference is not None and not math.isfinite(difference):
         difference = None
     return Finding(
-        check.path, difference, check.bound, round(time.perf_counter() - started, 3), said
+        check.path, difference, check.bound, round(time.perf_counter() - started, 3), error_name
     )
 
 
@@ -412,7 +412,7 @@ def _keep(made: dict[str, torch.Tensor], name: str) -> Callable[[Any, Any, torch
     return keep
 
 
-def _apart(made: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> float:
+def _largest_difference(made: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> float:
     """Return the largest difference; NaN if any is."""
     found = [agreement.difference(made[name], plain[name]) for name in plain]
     if any(math.isnan(each) for each in found):
@@ -444,7 +444,7 @@ def _half(pipe: Any) -> float:
 def _windows(pipe: Any) -> float:
     condition = _condition_of(pipe.transformer, 3)
     plain = _pass(pipe, condition, frozenset({"windows"}))
-    return _apart(_pass(pipe, condition, frozenset({"condition"})), plain)
+    return _largest_difference(_pass(pipe, condition, frozenset({"condition"})), plain)
 
 
 def _condition(pipe: Any) -> float:
@@ -457,7 +457,7 @@ def _condition(pipe: Any) -> float:
             plain = _pass(
                 pipe, _condition_of(pipe.transformer, seed), frozenset({"condition"}), step
             )
-            found.append(_apart(made, plain))
+            found.append(_largest_difference(made, plain))
     if any(math.isnan(each) for each in found):
         return math.nan
     return max(found)
@@ -548,7 +548,7 @@ def _repeats(pipe: Any) -> float:
     first, second = (_pass(pipe, _condition_of(pipe.transformer, 3), frozenset()) for _ in range(2))
     latents = _latents(pipe, 16)
     sounds = [_decoded(pipe, latents, 64) for _ in range(2)]
-    return max(_apart(first, second), agreement.difference(*sounds))
+    return max(_largest_difference(first, second), agreement.difference(*sounds))
 
 
 def _sum_in_order() -> None:
@@ -831,12 +831,12 @@ def _driver(kind: str) -> str:
 
     if kind != "cuda":
         return ""
-    said = ""
+    version = ""
     with contextlib.suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text()
         found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
-        said = found[0] if found else ""
-    return f"{said} CUDA {torch.version.cuda}".strip()
+        version = found[0] if found else ""
+    return f"{version} CUDA {torch.version.cuda}".strip()
 
 
 def _key(facts: Mapping[str, str]) -> str:

@@ -108,9 +108,9 @@ class Compiled:
                             rest = (tables, temb, heads, condition.takes)
                             plain = compute_layer(layer, x.clone(), *rest)
                             made = self._layer(layer, x.clone(), *rest)
-                            apart = agreement.difference(made, plain)
-                            if not apart <= agreement.bound(x.dtype):
-                                raise ArithmeticError(f"{apart:.2g} apart from plain ones")
+                            difference = agreement.difference(made, plain)
+                            if not difference <= agreement.bound(x.dtype):
+                                raise ArithmeticError(f"{difference:.2g} apart from plain ones")
                     self._compiled[case] = True
                 except Exception as error:
                     # No compiler, no memory, other results, or the model has left the device.

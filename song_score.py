@@ -3,7 +3,7 @@
 Each part is from 0 (bad) to 1 (nothing to say against it). The mean of the parts in `ASKED` that
 apply is multiplied by one factor for each of `FAULTS`, so that a fault costs a take the same
 whatever else can be measured. `lyrics` and `recognition` need the models (`song_align`, `planner`);
-`heard` measures the others in the samples. Nothing here judges taste.
+`measured` finds the others in the samples. Nothing here judges taste.
 
 Samples are float [2, n] at 48 kHz.
 """
@@ -94,7 +94,7 @@ def shown(parts: Mapping[str, float]) -> dict[str, float]:
 # --- what can be heard ----------------------------------------------------------------------------
 
 
-def heard(
+def measured(
     samples: np.ndarray, bpm: int | None, wanted: Collection[str], flatness: float
 ) -> dict[str, float]:
     """Return those of the `wanted` parts that the samples alone tell.

@@ -69,8 +69,8 @@ def overhead(seconds: float, steps: int) -> tuple[float, float]:
     with in_this_process():
         here = time_of(1, seconds, steps)
     between = cpu_seconds()
-    there = time_of(1, seconds, steps)
-    return there / here, (cpu_seconds() - between) / (between - began)
+    on_worker = time_of(1, seconds, steps)
+    return on_worker / here, (cpu_seconds() - between) / (between - began)
 
 
 def cpu_seconds() -> float:

@@ -87,23 +87,29 @@ def key_ranking(samples: np.ndarray) -> list[str]:
     return rank_keys(chroma(samples))
 
 
-def rank_keys(heard: np.ndarray) -> list[str]:
-    """Return the 24 keys, best first, by the correlation of a chroma [12] with Krumhansl's profiles."""
+def rank_keys(pitches: np.ndarray) -> list[str]:
+    """Return the 24 keys, best first, by the correlation of a chroma, `pitches` [12], with Krumhansl's profiles."""
     scores = {
-        f"{note} {scale}": float(np.corrcoef(heard, np.roll(profile, pitch))[0, 1])
+        f"{note} {scale}": float(np.corrcoef(pitches, np.roll(profile, pitch))[0, 1])
         for scale, profile in PROFILES.items()
         for pitch, note in enumerate(NOTES)
     }
     return sorted(scores, key=lambda key: -np.nan_to_num(scores[key], nan=-1.0))
 
 
-def key_match(heard: str, asked: str) -> str:
+def key_match(found: str, asked: str) -> str:
     """Return "same", "relative" or "other"; `asked` may be spelled with flats. Raises ValueError unless it is a key."""
-    (pitch, scale), (wanted, wanted_scale) = _parse_key(heard), _parse_key(asked)
-    if (pitch, scale) == (wanted, wanted_scale):
+    key = _parse_key(found)
+    wanted, wanted_scale = _parse_key(asked)
+    if key == (wanted, wanted_scale):
         return "same"
-    relative = (wanted + 9, "minor") if wanted_scale == "major" else (wanted + 3, "major")
-    return "relative" if (pitch, scale) == (relative[0] % 12, relative[1]) else "other"
+    if wanted_scale == "major":
+        relative = ((wanted + 9) % 12, "minor")
+    else:
+        relative = ((wanted + 3) % 12, "major")
+    if key == relative:
+        return "relative"
+    return "other"
 
 
 def _parse_key(key: str) -> tuple[int, str]:

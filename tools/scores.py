@@ -114,7 +114,7 @@ def songs(count: int, seconds: float) -> Iterator[Piece]:
 
 def score(samples: np.ndarray, bpm: int) -> float:
     flatness = audio_levels.spectral_flatness(samples)
-    found = song_score.total(song_score.heard(samples, bpm, tuple(SCORE_PARTS), flatness))
+    found = song_score.total(song_score.measured(samples, bpm, tuple(SCORE_PARTS), flatness))
     assert found is not None
     return found
 

@@ -39,7 +39,7 @@ def white(seconds: float, level: float = 0.1) -> np.ndarray:
 
 def heard(samples: np.ndarray, bpm: int | None = BPM) -> dict[str, float]:
     flatness = audio_levels.spectral_flatness(samples)
-    return song_score.heard(samples, bpm, tuple(limits.SCORE_PARTS), flatness)
+    return song_score.measured(samples, bpm, tuple(limits.SCORE_PARTS), flatness)
 
 
 def test_sound_music_has_nothing_against_it(music: np.ndarray):
