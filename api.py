@@ -37,7 +37,7 @@ REQUIRED = inspect.Parameter.empty
 @dataclass(frozen=True)
 class Parameter:
     name: str
-    about: str
+    description: str
     default: Any
 
     def build(self) -> gr.components.Component:
@@ -54,7 +54,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Endpoint:
-    about: str
+    description: str
     parameters: tuple[Parameter, ...]  # in the order of the signature
     returns: str
 
@@ -92,26 +92,37 @@ KINDS: dict[str, tuple[Callable[..., gr.components.Component], dict[str, Any] | 
 }
 
 
-def _about_options(mode: str) -> str:
+def _options_description(mode: str) -> str:
+    """Return what an assistant has to know of the options of `mode` to set them."""
     known = options_type(REQUESTS[mode]).model_fields
-    about = f"Advanced settings as an object with any of {', '.join(known)}."
-    about += " detach true returns the id of the run at once; ask for it with /run."
+    sentences = [
+        f"Advanced settings as an object with any of {', '.join(known)}.",
+        "detach true returns the id of the run at once; ask for it with /run.",
+    ]
     if "format" in known:
-        about += f" format is one of {', '.join(limits.FORMATS)}."
+        sentences.append(f"format is one of {', '.join(limits.FORMATS)}.")
     if "best_of" in known:
-        about += " best_of makes so many songs and returns the best takes of them; score names the parts of their "
-        about += f"score: {', '.join(limits.SCORE_PARTS)}."
-    if "plan" in known:
-        about += " plan false skips the planner; rewrite true lets it rewrite the prompt; exclude names what the plan "
-        about += "should avoid; plan_strength is the share of the steps that follow the plan."
-    if "detail" in known:
-        about += f" detail is one of {', '.join(limits.DETAILS)}."
-    if mode == "edit":
-        owned = "; ".join(
-            f"{', '.join(sorted(own))} to {action}" for action, own in ACTION_OPTIONS.items() if own
+        parts = ", ".join(limits.SCORE_PARTS)
+        sentences.append(
+            "best_of makes so many songs and returns the best takes of them; score names the parts of their "
+            f"score: {parts}."
         )
-        about += f" Some belong to one action: {owned}. repaint_mode is one of {', '.join(limits.REPAINT_MODES)}."
-    return about
+    if "plan" in known:
+        sentences.append(
+            "plan false skips the planner; rewrite true lets it rewrite the prompt; exclude names what the plan "
+            "should avoid; plan_strength is the share of the steps that follow the plan."
+        )
+    if "detail" in known:
+        sentences.append(f"detail is one of {', '.join(limits.DETAILS)}.")
+    if mode == "edit":
+        by_action = [
+            f"{', '.join(sorted(names))} to {action}"
+            for action, names in ACTION_OPTIONS.items()
+            if names
+        ]
+        sentences.append(f"Some belong to one action: {'; '.join(by_action)}.")
+        sentences.append(f"repaint_mode is one of {', '.join(limits.REPAINT_MODES)}.")
+    return " ".join(sentences)
 
 
 WORDS = "with section tags such as [Verse] and [Chorus] on lines of their own{length}. Leave empty for an instrumental."
@@ -146,16 +157,25 @@ SONG_RETURNS = (
 )
 
 
+# Defaults of parameters whose fields have another form than JSON.
+EMPTY: dict[str, Any] = {"options": {}, "tracks": [], "regions": []}
+
+
 def _endpoint(
-    mode: str, about: str, shared: Mapping[str, str] = SONG, returns: str = SONG_RETURNS, **own: str
+    mode: str,
+    description: str,
+    shared: Mapping[str, str] = SONG,
+    returns: str = SONG_RETURNS,
+    **own: str,
 ) -> Endpoint:
     """Return an endpoint with the `shared` parameters, options, and its `own`, whose texts win; required ones first."""
-    required = {"source", "brief", *(() if mode == "edit" else ("prompt",))}
+    required = {"source", "brief"}
+    if mode != "edit":
+        required.add("prompt")
+    fields = REQUESTS[mode].model_fields
     parameters = []
-    for name, text in {**shared, "options": _about_options(mode), **own}.items():
-        default = {"options": {}, "tracks": [], "regions": []}.get(
-            name, REQUESTS[mode].model_fields[name].default
-        )
+    for name, text in {**shared, "options": _options_description(mode), **own}.items():
+        default = EMPTY[name] if name in EMPTY else fields[name].default
         limit = LIMITS.get(name)
         if limit:
             default = limit.default
@@ -163,9 +183,8 @@ def _endpoint(
         elif name in TEXT_LIMITS:
             text = text.format(length=f"; up to {TEXT_LIMITS[name]:,} characters")
         parameters.append(Parameter(name, text, REQUIRED if name in required else default))
-    return Endpoint(
-        about, tuple(sorted(parameters, key=lambda each: each.default is not REQUIRED)), returns
-    )
+    required_first = sorted(parameters, key=lambda parameter: parameter.default is not REQUIRED)
+    return Endpoint(description, tuple(required_first), returns)
 
 
 ENDPOINTS = {
@@ -270,10 +289,10 @@ def describe_files(tools: Any) -> None:
             node: Any = simple["properties"]
             for step in place:
                 node = node[step]
-            about = node.get("description", "")
+            description = node.get("description", "")
             node.clear()
             node["type"] = "string"
-            node["description"] = f"{about} {AUDIO_OVER_MCP}.".strip()
+            node["description"] = f"{description} {AUDIO_OVER_MCP}.".strip()
         return simple, places
 
     tools.simplify_filedata_schema = simplify
@@ -322,9 +341,11 @@ def handler_of(mode: str, runs: Runs) -> Callable[..., AsyncGenerator[Any]]:
 
     handler.__name__ = mode
     handler.__qualname__ = mode
-    arguments = [f"    {parameter.name}: {parameter.about}" for parameter in endpoint.parameters]
+    arguments = [
+        f"    {parameter.name}: {parameter.description}" for parameter in endpoint.parameters
+    ]
     handler.__doc__ = "\n".join(
-        [endpoint.about, "", "Args:", *arguments, "", "Returns:", f"    {endpoint.returns}"]
+        [endpoint.description, "", "Args:", *arguments, "", "Returns:", f"    {endpoint.returns}"]
     )
     described: Any = handler  # type checkers know no __signature__
     described.__signature__ = inspect.Signature(
@@ -352,11 +373,11 @@ async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
     answer = _Answer(run.request.mode)
     try:
         # Gradio can cancel a run only after its first value.
-        yield answer.of(Progress("waiting"))
+        yield answer.after(Progress("waiting"))
         async with contextlib.aclosing(runs.follow(run)) as news:
             async for numbered in news:
                 # Without news too: Gradio closes a handler only between two values.
-                yield answer.of(numbered[1]) if numbered else answer.latest
+                yield answer.after(numbered[1]) if numbered else answer.latest
     finally:
         runs.cancel(run.id)
 
@@ -368,7 +389,7 @@ class _Answer:
         self._writes = mode == "lyrics"
         self.latest: Any = ""
 
-    def of(self, event: RunEvent) -> Any:
+    def after(self, event: RunEvent) -> Any:
         """Return the outputs after `event`; raises StudioError for a run that failed."""
         match event:
             case Waiting(place, starts_in):

@@ -45,7 +45,7 @@ class Bodies:
             nonlocal arrived, counted, complete
             if complete:
                 return await receive()
-            message = await _in_time(receive)
+            message = await _receive_soon(receive)
             complete = not message.get("more_body", False)
             arrived += len(message.get("body", b""))
             spent = time.monotonic() - started - api_uploads.GRACE_SECONDS
@@ -64,7 +64,7 @@ class Bodies:
             self.held -= counted
 
 
-async def _in_time(receive: Receive) -> Message:
+async def _receive_soon(receive: Receive) -> Message:
     try:
         async with asyncio.timeout(api_uploads.SILENT_SECONDS):
             return await receive()

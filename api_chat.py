@@ -219,7 +219,7 @@ def _file_of(data: str, kind: str) -> str:
 
 
 class Answer:
-    """What a chat is told of its run, whole or in pieces."""
+    """What a chat is latest_piece_at of its run, whole or in pieces."""
 
     def __init__(self, official: Official, run: Run, model: str):
         self.official = official
@@ -247,11 +247,11 @@ class Answer:
         runs = self.official.runs
         try:
             yield self._piece({"role": "assistant", "content": ""})
-            told = time.monotonic()
+            latest_piece_at = time.monotonic()
             async with aclosing(runs.follow(self.run, beat=HEARTBEAT_SECONDS)) as news:
                 async for _ in news:
-                    if time.monotonic() - told >= HEARTBEAT_SECONDS:
-                        told = time.monotonic()
+                    if time.monotonic() - latest_piece_at >= HEARTBEAT_SECONDS:
+                        latest_piece_at = time.monotonic()
                         yield self._piece({"content": "."})
             if self.run.problem:
                 yield self._piece({"content": f"\n\nError: {self.run.problem.text()}"})
@@ -291,7 +291,7 @@ class Answer:
 
 
 def content_of(entry: Mapping[str, Any]) -> str:
-    """Return what a chat is told of a song in words."""
+    """Return what a chat is latest_piece_at of a song in words."""
     metas = entry["metas"]
     named = {
         "Caption": entry["prompt"],
@@ -305,5 +305,5 @@ def content_of(entry: Mapping[str, Any]) -> str:
 
 
 def _refusal(status: int, sentence: str) -> JSONResponse:
-    said = {"message": sentence, "code": status}
-    return JSONResponse({"detail": sentence, "error": said}, status)
+    error = {"message": sentence, "code": status}
+    return JSONResponse({"detail": sentence, "error": error}, status)

@@ -151,8 +151,8 @@ def wrapped(data: Any, code: int = 200, error: str | None = None) -> JSONRespons
 
 def refusal(status: int, sentence: str) -> JSONResponse:
     """Return a refusal with its sentence wherever clients look for it."""
-    said = {"detail": sentence, "error": sentence, "code": status}
-    return JSONResponse({**said, "message": sentence}, status)
+    body = {"detail": sentence, "error": sentence, "code": status, "message": sentence}
+    return JSONResponse(body, status)
 
 
 class Answered(APIRoute):
@@ -733,7 +733,7 @@ TASK_SCHEMA = {
 
 def described_body(**fields: str) -> dict[str, Any]:
     """Return how the documentation describes a body that is read leniently: its fields, and what they are."""
-    properties = {name: {"description": about} for name, about in fields.items()}
+    properties = {name: {"description": text} for name, text in fields.items()}
     schema = {"type": "object", "additionalProperties": True, "properties": properties}
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
@@ -815,9 +815,9 @@ def docs_page(described: Mapping[str, Any]) -> HTMLResponse:
     parts.append("<h1>ACE-Step API</h1><p>The same as <a href='openapi.json'>openapi.json</a>.</p>")
     for path, calls in described["paths"].items():
         for method, call in calls.items():
-            about = html.escape(call.get("description", ""))
+            description = html.escape(call.get("description", ""))
             parts.append(
-                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{about}</p>"
+                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{description}</p>"
             )
             parts += [f"<li>{html.escape(line)}</li>" for line in _fields_of(call)]
     parts.append("<h2>Fields of a task</h2><table><tr><th>field<th>also<th>default<th>here</tr>")

@@ -295,8 +295,12 @@ class Runs:
         """Return the takes of a run that are still in the output folder, by their numbers."""
         entry = self._journal.find(run_id)
         names = entry.songs if entry else ()
-        there = {number: self._journal.song(name) for number, name in enumerate(names, 1)}
-        return {number: path for number, path in there.items() if path}
+        kept = {}
+        for number, name in enumerate(names, 1):
+            path = self._journal.song(name)
+            if path:
+                kept[number] = path
+        return kept
 
     def _copy_of(self, run_id: str, number: int) -> Path | None:
         """Return Gradio's copy of a take that has left the output folder early."""
@@ -536,8 +540,8 @@ class Runs:
         """Estimate how long a running run still takes: by those before it, and at least what it says itself."""
         estimate = self._seconds(run.request, run.weight) - (self._clock() - run.started_at)
         latest = run.events[-1][1] if run.events else None
-        told = getattr(latest, "left", None)
-        return max(estimate, told or 0.0, 0.0)
+        reported = getattr(latest, "left", None)
+        return max(estimate, reported or 0.0, 0.0)
 
     # --- a run ------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ def test_an_mcp_tool_has_a_described_typed_schema(blocks, mode):
     )
     schema, files = server.get_input_schema(mode, described)
     properties = schema["properties"]
-    assert about.startswith(api.ENDPOINTS[mode].about)
+    assert about.startswith(api.ENDPOINTS[mode].description)
     assert set(schema["required"]) == {
         name for name, default in CONTRACT[mode].items() if default is REQUIRED
     }
@@ -149,7 +149,9 @@ def test_the_text_about_options_names_those_of_the_mode_and_no_other():
         for mode in CONTRACT
     }
     for mode, names in own.items():
-        (about,) = (one.about for one in api.ENDPOINTS[mode].parameters if one.name == "options")
+        (about,) = (
+            one.description for one in api.ENDPOINTS[mode].parameters if one.name == "options"
+        )
         assert set(re.findall(r"\w+", about)) & set().union(*own.values()) == names
 
 
