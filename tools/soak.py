@@ -100,9 +100,10 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
 def serve(sessions: int, folder: str) -> None:
     """Serve a studio that writes what it holds into `folder` whenever it gets SIGUSR1."""
     import app
+    import served
 
     app.SESSIONS = sessions
-    app.DELETE_CACHE = (PAGE_SECONDS, PAGE_SECONDS)
+    served.AGE_SECONDS = served.SWEEP_SECONDS = PAGE_SECONDS
 
     def tell(*_: object) -> None:
         new = Path(folder, f"{INSIDE}.new")

@@ -15,7 +15,7 @@ def test_visits_leave_no_memory_behind():
     lines = soak.main(["--songs", "0", "--visits", "60", "--sessions", "10"])
     assert since_half(lines, "MB") / since_half(lines, "done") < 0.2
     assert since_half(lines, "threads") <= 5 and since_half(lines, "files") <= 5
-    assert lines[-1]["jobs"] == 0
+    assert lines[-1]["jobs"] == 0 and since_half(lines, "other") == 0
 
 
 @pytest.mark.matrix
@@ -33,4 +33,4 @@ def test_runs_that_are_left_in_every_way_leave_nothing_behind():
     assert 1_000 * since_half(lines, "objects") / since_half(lines, "done") < 10
     assert since_half(lines, "used") < 40
     assert since_half(lines, "threads") <= 5 and since_half(lines, "files") <= 5
-    assert lines[-1]["jobs"] == 0
+    assert lines[-1]["jobs"] == 0 and since_half(lines, "other") == 0
