@@ -301,9 +301,9 @@ def rehearse(
         print("|---|---|---|---|---|")
         for plan in plans or model_memory.plans_on(device):
             for stage, mode, values in _requests(studio, source, seconds, steps):
-                took, peak, said = measured(studio, plan, mode, values)
+                took, peak, notes = measured(studio, plan, mode, values)
                 print(
-                    f"| {plan} | {stage} | {took:.1f} | {peak / model_memory.GB:.2f} | {said} |",
+                    f"| {plan} | {stage} | {took:.1f} | {peak / model_memory.GB:.2f} | {notes} |",
                     flush=True,
                 )
 
@@ -333,29 +333,26 @@ def measured(
     from params import parse_request
 
     forget_peak()
-    started, said = time.monotonic(), ""
+    started = time.monotonic()
+    notes = ""
     if values is None:
         request = parse_request(mode, {**WORDS, "options": {"memory_plan": plan}})
         studio.placing.begin(request, studio.settle(request), 0.0)
         studio.models.pipeline()
+        return time.monotonic() - started, peak_bytes(), notes
+    options = dict(values["options"])
+    if mode != "lyrics":
+        options["memory_plan"] = plan
+    *_, last = studio.stream(parse_request(mode, {**values, "options": options}))
+    if isinstance(last, Done):
+        seconds = last.record["seconds"]
+        notes = ", ".join(f"{name} {length:.1f}" for name, length in seconds.items())
+        planned = last.record.get("plan") or {}
+        if "reason" in planned and options.get("plan", True):
+            notes += f"; not planned: {planned['reason']}"
     else:
-        options = (
-            values["options"] if mode == "lyrics" else {**values["options"], "memory_plan": plan}
-        )
-        *_, last = studio.stream(parse_request(mode, {**values, "options": options}))
-        if isinstance(last, Done):
-            said = ", ".join(
-                f"{name} {length:.1f}" for name, length in last.record["seconds"].items()
-            )
-            planned = last.record.get("plan") or {}
-            said += (
-                f"; not planned: {planned['reason']}"
-                if "reason" in planned and options.get("plan", True)
-                else ""
-            )
-        else:
-            said = last.problem.text()
-    return time.monotonic() - started, peak_bytes(), said
+        notes = last.problem.text()
+    return time.monotonic() - started, peak_bytes(), notes
 
 
 def forget_peak() -> None:

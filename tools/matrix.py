@@ -265,8 +265,8 @@ def gpu_bytes(processes: set[int]) -> int:
     if not shutil.which("nvidia-smi"):
         return 0
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-    rows = [line.split(",") for line in told.splitlines() if line.count(",") == 1]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    rows = [line.split(",") for line in answer.splitlines() if line.count(",") == 1]
     return sum(
         int(used) * 2**20 for pid, used in rows if int(pid) in processes and used.strip().isdigit()
     )

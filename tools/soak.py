@@ -187,7 +187,7 @@ def soak(
             loads = _load_events(client)
             _song(client)  # torch and the models come with the first one
             draw = random.Random(7)
-            ways: dict[str, Callable[[], object]] = {
+            actions: dict[str, Callable[[], object]] = {
                 "songs": lambda: _song(client),
                 "visits": lambda: _visit(client, loads),
                 "runs": lambda: _run(client, draw),
@@ -195,7 +195,7 @@ def soak(
             for tenth in range(11):
                 for name, total in works.items():
                     for _ in range(total * tenth // 10 - total * max(tenth - 1, 0) // 10):
-                        ways[name]()
+                        actions[name]()
                 _until_idle(folder)
                 yield {
                     "done": sum(total * tenth // 10 for total in works.values()),
@@ -240,7 +240,7 @@ class _NoRoomError(Exception):
 
 
 def _run(client: httpx.Client, draw: random.Random) -> None:
-    """Make a run in one of the ways; wait while the queue has no room."""
+    """Make a run and leave it in one of several ways; wait while the queue has no room."""
     leave = draw.choice(LEAVING)
     while True:
         with contextlib.suppress(_NoRoomError):

@@ -160,12 +160,13 @@ def compose(
     writer = _Writer(rng, how, tonic, scale, bpm, beats, spans, energy)
     notes = writer.write(seconds)
     hits = notes.pop("drums")
-    told = _lyrics(rng, spans) if lyrics is None else lyrics
+    if lyrics is None:
+        lyrics = _lyrics(rng, spans)
     names = [tables.INSTRUMENT_WORDS[role][instruments[role]] for role in ROLES if len(notes[role])]
     names += [tables.KIT_WORDS[kit]] if len(hits) else []
     captions = _captions(rng, how, names, bpm, scale, energy)
     return Score(
-        seed, style, bpm, key, beats, seconds, form, told, captions, instruments, kit, notes, hits
+        seed, style, bpm, key, beats, seconds, form, lyrics, captions, instruments, kit, notes, hits
     )
 
 

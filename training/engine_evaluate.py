@@ -276,14 +276,14 @@ def describe(
     }
 
 
-def in_time(tempo: float, bpm: float) -> bool:
+def has_tempo(tempo: float, bpm: float) -> bool:
     """Tell whether a tempo is the asked one within 4 %, half and double allowed."""
     return listening.tempo_error(tempo, bpm)[0] <= TEMPO_ERROR
 
 
-def in_key(heard: str, asked: str) -> bool:
+def has_key(found: str, asked: str) -> bool:
     """Tell whether a key is the asked one or its relative."""
-    return listening.key_match(heard, asked) in ("same", "relative")
+    return listening.key_match(found, asked) in ("same", "relative")
 
 
 def longest_gap(samples: np.ndarray) -> float:
@@ -341,9 +341,9 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
                 / (np.linalg.norm(samples) * np.linalg.norm(back) + 1e-9)
             )
         )
-        tempos.append([in_time(listening.tempo(sound), score.bpm) for sound in (back, samples)])
+        tempos.append([has_tempo(listening.tempo(sound), score.bpm) for sound in (back, samples)])
         keys.append(
-            [in_key(listening.key_ranking(sound)[0], score.key) for sound in (back, samples)]
+            [has_key(listening.key_ranking(sound)[0], score.key) for sound in (back, samples)]
         )
     (tempo, true_tempo), (key, true_key) = (
         np.mean(tempos, axis=0).tolist(),
@@ -391,8 +391,8 @@ def measure_edits(engine: Engine, scores: list[Score]) -> tuple[list[Line], list
         for name, sounds in parts.items():
             for who, part in zip(("engine", "ruler"), sounds, strict=True):
                 row[f"{name}, {who}"] = {
-                    "tempo": part is not None and in_time(listening.tempo(part), score.bpm),
-                    "key": part is not None and in_key(listening.key_ranking(part)[0], score.key),
+                    "tempo": part is not None and has_tempo(listening.tempo(part), score.bpm),
+                    "key": part is not None and has_key(listening.key_ranking(part)[0], score.key),
                 }
         rows.append(row)
 
@@ -452,8 +452,8 @@ def stretches(samples: np.ndarray | None, score: Score) -> list[dict[str, bool]]
             found.append({"tempo": False, "key": False})
             continue
         part = samples[:, start * SAMPLE_RATE : (start + STRETCH_SECONDS) * SAMPLE_RATE]
-        tempo = in_time(listening.tempo(part), score.bpm)
-        found.append({"tempo": tempo, "key": in_key(listening.key_ranking(part)[0], score.key)})
+        tempo = has_tempo(listening.tempo(part), score.bpm)
+        found.append({"tempo": tempo, "key": has_key(listening.key_ranking(part)[0], score.key)})
     return found
 
 
@@ -526,8 +526,8 @@ def main() -> None:
     print("\n".join(rows))
     if arguments.json:
         figures = [{**vars(line), "passed": line.passed} for line in lines]
-        told = {"checkpoint": folder.name, "sizes": sizes, "lines": figures, **details}
-        arguments.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        report = {"checkpoint": folder.name, "sizes": sizes, "lines": figures, **details}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if arguments.picture:
         scores = held_out(min(sizes[0], SHOWN), sizes[3])
         draw_songs(engine, [*zip(scores, details["songs"], strict=False)], arguments.picture)

@@ -215,10 +215,10 @@ def words_for(
 
     `instead` replaces what the score has. A share of the lyrics gets words under its tags, which mean nothing.
     """
-    said = {name: instead.get(name, getattr(score, name)) for name in ("bpm", "key", "beats")}
-    for name in said:
+    details = {name: instead.get(name, getattr(score, name)) for name in ("bpm", "key", "beats")}
+    for name in details:
         if rng.random() < 0.12:
-            said[name] = None
+            details[name] = None
     lyrics = score.lyrics
     if lyrics.strip() != "[Instrumental]" and rng.random() < 0.3:
         lyrics = "\n".join(f"{line}\n{_filler(rng)}" for line in lyrics.split("\n"))
@@ -229,11 +229,11 @@ def words_for(
         vocal_language=str(rng.choice(("unknown", "unknown", "en"))),
         audio_duration=seconds,
         instruction=instruction,
-        bpm=said["bpm"],
-        keyscale=said["key"] or "",
-        timesignature=str(said["beats"] or ""),
+        bpm=details["bpm"],
+        keyscale=details["key"] or "",
+        timesignature=str(details["beats"] or ""),
     )
-    return text, lyrics, said
+    return text, lyrics, details
 
 
 def _filler(rng: np.random.Generator) -> str:

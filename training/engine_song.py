@@ -372,29 +372,29 @@ class Reader(nn.Module):
         )[:, 0]
         total, right = torch.zeros((), device=states.device), {}
         for name, head in self.heads.items():
-            said = wanted[name] >= 0
-            if bool(said.any()):
+            is_named = wanted[name] >= 0
+            if bool(is_named.any()):
                 answers = head(found).float()
                 total = total + functional.cross_entropy(answers, wanted[name])
-                right[name] = float((answers.argmax(-1) == wanted[name])[said].float().mean())
+                right[name] = float((answers.argmax(-1) == wanted[name])[is_named].float().mean())
         return total, right
 
 
-def answers_to(score: Score, said: dict[str, Any]) -> dict[str, int]:
+def answers_to(score: Score, details: dict[str, Any]) -> dict[str, int]:
     """Return the class of each of the reader's questions, -100 for what the words leave out."""
     out = dict.fromkeys(QUESTIONS, -100)
-    if said["bpm"] is not None:
-        coarse = min(max(round((said["bpm"] - 66) / 12), 0), 9)
+    if details["bpm"] is not None:
+        coarse = min(max(round((details["bpm"] - 66) / 12), 0), 9)
         out |= {
-            "bpm": said["bpm"] - 60,
+            "bpm": details["bpm"] - 60,
             "coarse": coarse,
-            "fine": said["bpm"] - (66 + 12 * coarse) + 6,
+            "fine": details["bpm"] - (66 + 12 * coarse) + 6,
         }
-    if said["key"] is not None:
-        tonic, scale = parse_key(said["key"])
+    if details["key"] is not None:
+        tonic, scale = parse_key(details["key"])
         out |= {"key": tonic, "minor": int(scale == "minor")}
-    if said["beats"] is not None:
-        out["beats"] = said["beats"] - 3
+    if details["beats"] is not None:
+        out["beats"] = details["beats"] - 3
     if "[" in score.lyrics and score.lyrics.strip() != "[Instrumental]":
         out |= {
             "first": SECTIONS.index(score.form[0].name),
@@ -588,8 +588,8 @@ class SongStage:
                 "beats": int(rng.integers(3, 5)),
                 "key": f"{rng.choice(NOTE_NAMES[int(rng.integers(12))])} {rng.choice(('major', 'minor'))}",
             }
-            text, lyrics, said = words_for(score, rng, modes.TEXT2MUSIC, 20.0, **instead)
-            batch.append((text, lyrics, answers_to(score, said)))
+            text, lyrics, details = words_for(score, rng, modes.TEXT2MUSIC, 20.0, **instead)
+            batch.append((text, lyrics, answers_to(score, details)))
         texts, lyrics, answers = zip(*batch, strict=True)
         states, mask = self.conditioner(list(texts), list(lyrics))
         # The words must be exact: in bfloat16 the reader learns neighbouring tempos slowly.
@@ -639,14 +639,22 @@ class SongStage:
             source = source + HEARD_NOISE * rng.random() * torch.from_numpy(
                 rng.standard_normal(source.shape, np.float32)
             )
-        text, lyrics, said = words_for(score, rng, instruction, float(seconds))
+        text, lyrics, details = words_for(score, rng, instruction, float(seconds))
         reference = None
         if rng.random() < WITH_REFERENCE:
             reference = target.repeat(math.ceil(REFERENCE_FRAMES / frames), 1)[
                 :REFERENCE_FRAMES
             ].to(self.device)
         return Example(
-            task, target, source, mask, features, text, lyrics, answers_to(score, said), reference
+            task,
+            target,
+            source,
+            mask,
+            features,
+            text,
+            lyrics,
+            answers_to(score, details),
+            reference,
         )
 
     def _context(
@@ -733,10 +741,10 @@ class SongStage:
         self._hide(~(mask | dropped[:, None]))
         mixed = times[:, None, None] * noise + (1 - times[:, None, None]) * target
         velocity = velocity_of(parts["transformer"], mixed, times, states, context)
-        told = self.module["side"](self.third)[:, : target.shape[1]].float()
+        read_features = self.module["side"](self.third)[:, : target.shape[1]].float()
         known = ~features.isnan() & ~dropped[:, None, None]
         missed = torch.where(
-            known, (told - features.nan_to_num()).square(), torch.zeros((), device=device)
+            known, (read_features - features.nan_to_num()).square(), torch.zeros((), device=device)
         )
         planned = times[:, None, None] ** 12
         by_feature = (missed * planned).sum((0, 1)) / (known * planned).sum((0, 1)).clamp(min=1e-3)

@@ -92,8 +92,8 @@ def words_of_the_engine() -> dict[str, Any]:
     }
 
 
-def _joined(told: str, names: tuple[str, ...]) -> list[str]:
-    return list(dict.fromkeys([*told.split(", "), *names]))
+def _joined(words: str, names: tuple[str, ...]) -> list[str]:
+    return list(dict.fromkeys([*words.split(", "), *names]))
 
 
 def write_words(folder: Path) -> Path:

@@ -38,9 +38,9 @@ def test_songs_have_the_tempo_and_the_key_that_were_asked_for(engine):
         song = engine.make("generate", score, duration=20.0)
         assert engine_evaluate.longest_gap(song) < engine_evaluate.GAP_SECONDS
         assert engine_evaluate.clipped_share(song) < engine_evaluate.CLIPPED_SHARE
-        assert engine_evaluate.in_time(listening.tempo(song), score.bpm)
+        assert engine_evaluate.has_tempo(listening.tempo(song), score.bpm)
         first_two = listening.key_ranking(song)[:2]
-        assert any(engine_evaluate.in_key(key, score.key) for key in first_two), (
+        assert any(engine_evaluate.has_key(key, score.key) for key in first_two), (
             first_two,
             score.key,
         )
@@ -66,7 +66,7 @@ def test_a_song_of_words_alone_keeps_one_tempo_and_says_which(monkeypatch):
     *_, done = studio.stream(request)
     (note,) = [note for note in done.record["notes"] if "needs a tempo and a key" in note]
     bpm = int(note.split(" BPM")[0].rsplit(" ", 1)[1])
-    assert engine_evaluate.in_time(
+    assert engine_evaluate.has_tempo(
         listening.tempo(soundfile.read(done.files[0], dtype="float32")[0].T), bpm
     )
 
@@ -83,7 +83,7 @@ def test_a_tempo_and_a_key_in_the_prompt_are_those_of_the_song(monkeypatch):
     assert not [note for note in done.record["notes"] if "plan" in note]
     assert tooltips.DID_NOT_SING in done.record["notes"]
     song = soundfile.read(done.files[0], dtype="float32")[0].T
-    assert engine_evaluate.in_time(listening.tempo(song), 104)
+    assert engine_evaluate.has_tempo(listening.tempo(song), 104)
 
 
 def between(samples: np.ndarray, start: int, end: int) -> np.ndarray:
