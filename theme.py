@@ -49,6 +49,7 @@ SCRIPTS = (
     "zoom",
     "beats",
     "media",
+    "drops",
 )
 STYLES = ("studio", "faces", "takes", "latest")  # in Gradio's style sheet
 HEAD_STYLES = ("player", "motion")  # in the head of the page, where Gradio leaves them alone

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import audio
-from tests.files import write_media
+from tests.files import tag_file, write_media
 from tests.unit.sounds import tone
 
 # Records a tone of 660 Hz for some seconds, as a page with a microphone would.
@@ -33,10 +33,10 @@ RECORD = """async (seconds) => {
   const bytes = new Uint8Array(await new Blob(parts).arrayBuffer());
   return btoa(Array.from(bytes, (each) => String.fromCharCode(each)).join(""));
 }"""
-DROP = """([name, data]) => {
+DROP = """([name, data, type = "video/webm"]) => {
   const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
   const files = new DataTransfer();
-  files.items.add(new File([bytes], name, { type: "video/webm" }));
+  files.items.add(new File([bytes], name, { type }));
   return files;
 }"""
 
@@ -78,6 +78,28 @@ def test_what_a_browser_records_becomes_the_source(cover: Any, fake: Any):
     dropped = page.evaluate_handle(DROP, ["dropped.webm", recorded])
     cover.field("source").locator("button").first.dispatch_event("drop", {"dataTransfer": dropped})
     assert hertz(sent(cover, fake, "dropped.wav")) == pytest.approx(660, abs=1)
+    # Beside it, too: it takes the place of the one that is there.
+    beside = page.evaluate_handle(DROP, ["beside.webm", recorded])
+    page.locator("body").dispatch_event("drop", {"dataTransfer": beside})
+    expect(cover.field("source")).to_contain_text("beside")
+    assert hertz(sent(cover, fake, "beside.wav")) == pytest.approx(660, abs=1)
+
+
+def test_a_file_dropped_anywhere_on_generate_gives_its_settings_and_never_leaves_the_page(
+    lasting: Page, tab: Any, song: Path
+):
+    words = {"prompt": "calm piano", "bpm": 90}
+    tag_file(song, "a song", {"mode": "generate", "request": words, "takes": [{"seed": 4}]})
+    generate = tab(lasting, "generate").reset()
+    content = base64.b64encode(song.read_bytes()).decode()
+    dropped = lasting.evaluate_handle(DROP, [song.name, content, "audio/wav"])
+    lasting.locator("body").dispatch_event("drop", {"dataTransfer": dropped})
+    expect(generate.text("prompt")).to_have_value("calm piano")
+    # Where no box takes it, nothing happens: above all the browser does not open it.
+    tab(lasting, "lyrics")
+    opened = """(transfer) => document.body.dispatchEvent(
+        new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer }))"""
+    assert lasting.evaluate(opened, dropped) is False
 
 
 def test_what_the_browser_cannot_decode_gets_the_studio_s_sentence(
