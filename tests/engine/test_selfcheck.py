@@ -240,8 +240,10 @@ def test_a_check_without_memory_finds_nothing(loaded, fresh, place):
     assert selfcheck.remembered(loaded) == [] and not loaded.distrusted
 
 
-def test_compiled_layers_that_differ_are_not_used(pipe_xl):
+@pytest.mark.slow
+def test_compiled_layers_that_differ_are_not_used(pipe_xl, tmp_path):
     transformer = pipe_xl.transformer
+    right = song(pipe_xl, tmp_path)
 
     class Wrong:
         def pick(self, rows, tokens, takes):
@@ -249,20 +251,27 @@ def test_compiled_layers_that_differ_are_not_used(pipe_xl):
 
     transformer.compiled = Wrong()
     try:
+        assert not np.array_equal(song(pipe_xl, tmp_path), right)
         checks = {check.path: check for check in selfcheck.song_checks(pipe_xl, "cpu")}
         assert not finding_of(checks["compiled"]).agrees
         checks["compiled"].switch_off()
         assert transformer.compiled is None
+        assert np.array_equal(song(pipe_xl, tmp_path), right)
     finally:
         del transformer.compiled
 
 
 # --- plans, planner, cancel ---------------------------------------------------------------------------------------
 
+# With a length it is all that a plan needs: codes alone are drawn.
+KNOWN = {"bpm": 90, "key": "A minor", "time_signature": "4"}
 SMALL = {"hidden_size": 64, "intermediate_size": 96}
 
 
-def test_a_mis_scaled_product_in_8_bits_takes_the_plan_away(loaded, monkeypatch):
+@pytest.mark.slow
+def test_a_mis_scaled_product_in_8_bits_takes_the_plan_away(
+    loaded, tiny, right, monkeypatch, tmp_path
+):
     assert all(
         finding_of(check).agrees
         for name in model_memory.TEXTS
@@ -286,7 +295,12 @@ def test_a_mis_scaled_product_in_8_bits_takes_the_plan_away(loaded, monkeypatch)
     monkeypatch.setattr(model_offload, "float8_is_supported", lambda: True)
     card = models.Device("cuda", "bfloat16", "bfloat16", "bfloat16", "")
     assert "fast8" in model_memory.plans_on(card)
-    assert "fast8" not in model_memory.plans_on(card, loaded.distrusted)
+    plans = model_memory.plans_on(card, loaded.distrusted)
+    assert "fast8" not in plans
+    # The plans that are left make the right song.
+    for layout in {model_memory.layout_of("cuda", plan) for plan in plans if plan != "fp8"}:
+        made = song(models.build_pipeline(weights_in(tiny), CPU, layout), tmp_path)
+        assert made is not None and np.allclose(made, right, atol=NEAR)
 
 
 def test_a_distrusted_plan_is_passed_over():
@@ -307,16 +321,7 @@ def test_layers_of_the_planner_with_a_stale_cache_are_replaced(planner_model, mo
     codes = planner_model.vocabulary.code_ids
     (check,) = selfcheck.planner_checks(model, codes)
     assert finding_of(check).agrees
-    asked = parse_request(
-        "generate",
-        {
-            "prompt": "calm piano",
-            "duration": 10,
-            "bpm": 90,
-            "key": "A minor",
-            "time_signature": "4",
-        },
-    )
+    asked = parse_request("generate", {"prompt": "calm piano", "duration": 10, **KNOWN})
     right = list(planning.plan(planner_model, asked, (3,)))[-1]
     by_head = planner_layers._by_head
 
@@ -344,15 +349,19 @@ def test_recorded_steps_that_repeat_something_else_are_not_used(planner_model, m
     monkeypatch.setattr(planner_decoding, "record", lambda work: work)
     *_, check = selfcheck.planner_checks(planner_model.model, planner_model.vocabulary.code_ids)
     assert check.path == "recorded" and finding_of(check).agrees
+    asked = parse_request("generate", {"prompt": "calm piano", "duration": 10, **KNOWN})
+    right = list(planning.plan(planner_model, asked, (3,)))[-1]
     monkeypatch.setattr(planner_decoding, "record", lambda work: lambda: None)
     assert not finding_of(check).agrees
+    assert list(planning.plan(planner_model, asked, (3,)))[-1] != right
     assert "cpu" in planner_decoding.RECORDED
     check.switch_off()
     assert not planner_decoding.RECORDED
+    assert list(planning.plan(planner_model, asked, (3,)))[-1] == right
 
 
 @pytest.mark.slow
-def test_memory_that_a_cancelled_song_keeps_is_reported(fresh, monkeypatch):
+def test_memory_that_a_cancelled_song_keeps_is_reported(fresh, right, monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(
         selfcheck, "_allocated", lambda pipe: 1000 + sum(each.nbytes for each in kept)
@@ -360,6 +369,9 @@ def test_memory_that_a_cancelled_song_keeps_is_reported(fresh, monkeypatch):
     assert selfcheck._cancel(fresh) <= selfcheck.CANCEL_BOUND
     fresh.transformer.register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
     assert selfcheck._cancel(fresh) > selfcheck.CANCEL_BOUND
+    # It costs memory, and no song.
+    made = song(fresh, tmp_path)
+    assert made is not None and np.allclose(made, right, atol=NEAR)
 
 
 # --- constants ----------------------------------------------------------------------------------------------------
