@@ -89,6 +89,7 @@ class Models:
         self.known_device: Device | None = None
         self._pipe: Any = None
         self._is_aside = False  # the song model waits in the machine's memory
+        self.load_seconds = 0.0  # that building the pipeline took
         self.layout = Layout()
         # What selfcheck.py has switched off on this machine: the name of each, and why in words.
         self.distrusted: dict[str, str] = {}
@@ -119,7 +120,9 @@ class Models:
         device = self.device()
         with self._building:
             if self._pipe is None:
+                started = time.perf_counter()
                 self._pipe = build_pipeline(self.weights, device, self.layout)
+                self.load_seconds = round(time.perf_counter() - started, 2)
             return self._pipe
 
     def unload_pipeline(self) -> None:
@@ -252,6 +255,7 @@ class Slot:
         self._model: Any = None
         self.weights = find()
         self.problem: Problem | None = None
+        self.load_seconds = 0.0
 
     @property
     def loaded(self) -> bool:
@@ -272,7 +276,9 @@ class Slot:
                 check_folder(self.weights)  # not a failure to remember: the folder may come back
                 if self.problem and self.problem.code != "out_of_memory":
                     raise StudioError.of(self.problem)
+                started = time.perf_counter()
                 self.problem = self._load()
+                self.load_seconds = round(time.perf_counter() - started, 2)
                 if self.problem:
                     # The exception, which held parts of the model, is gone by now.
                     free_memory()

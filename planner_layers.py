@@ -35,8 +35,8 @@ def fits(model: Any) -> bool:
 def join_weights(model: Any) -> None:
     """Join the weights that multiply the same input in each layer; the parameters become views of the joined ones."""
     for layer in model.get_decoder().layers:
-        _joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
-        _joined(layer.mlp.gate_proj, layer.mlp.up_proj)
+        joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+        joined(layer.mlp.gate_proj, layer.mlp.up_proj)
 
 
 def stretch_end(position: int) -> int:
@@ -251,10 +251,10 @@ def _weights(layer: Any) -> tuple[Any, ...]:
     """Return a layer's norms and weights in the order of their use, transposed for products from the right."""
     attention = layer.self_attn
     mlp = layer.mlp
-    qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj).T
+    qkv = joined(attention.q_proj, attention.k_proj, attention.v_proj).T
     first = _Norm(layer.input_layernorm)
     second = _Norm(layer.post_attention_layernorm)
-    gate_up = _joined(mlp.gate_proj, mlp.up_proj).T
+    gate_up = joined(mlp.gate_proj, mlp.up_proj).T
     return first, qkv, attention.o_proj.weight.T, second, gate_up, mlp.down_proj.weight.T
 
 
@@ -302,7 +302,7 @@ def _by_head(part: torch.Tensor, rows: int) -> torch.Tensor:
     return part.unflatten(0, (rows, -1)).permute(0, 2, 3, 1)
 
 
-def _joined(*linears: Any) -> torch.Tensor:
+def joined(*linears: Any) -> torch.Tensor:
     """Return the weights of `linears` as one tensor and make them views of it, unless they already are."""
     import torch
 
@@ -310,11 +310,11 @@ def _joined(*linears: Any) -> torch.Tensor:
     first = weights[0].data
     sizes = [len(weight) for weight in weights]
     with contextlib.suppress(RuntimeError):  # raised if the storage ends before the last one would
-        joined = first.as_strided((sum(sizes), first.shape[1]), first.stride())
-        parts = zip(weights, joined.split(sizes), strict=True)
+        together = first.as_strided((sum(sizes), first.shape[1]), first.stride())
+        parts = zip(weights, together.split(sizes), strict=True)
         if all(weight.data.is_set_to(part) for weight, part in parts):
-            return joined
-    joined = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, joined.split(sizes), strict=True):
+            return together
+    together = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, together.split(sizes), strict=True):
         weight.data = part
-    return joined
+    return together

@@ -63,6 +63,7 @@ WORDS = {
     "vae": "the VAE on Apple's GPU",
     "repeats": "sums in any order",
     "cancel": "memory that a cancelled song gives back",
+    "joined": "the planner's joined weights",
     "planner": "the planner's own layers",
     "recorded": "the planner's recorded steps",
     "offload": "one part of a model at a time",
@@ -138,7 +139,11 @@ def song_model(loaded: models.Models, pipe: Any) -> Generator[Progress]:
 
 def _prove_song(loaded: models.Models, pipe: Any) -> Generator[Progress]:
     kind = loaded.device().kind
-    yield from _prove(loaded, "song", song_checks(pipe, kind), lambda: _song_times(pipe, kind))
+
+    def times() -> dict[str, float]:
+        return {"song_load_seconds": loaded.load_seconds, **_song_times(pipe, kind)}
+
+    yield from _prove(loaded, "song", song_checks(pipe, kind), times)
     pipe.transformer.proven = True
 
 
@@ -148,7 +153,11 @@ def planner(loaded: models.Models, plans: Any) -> Generator[Progress]:
         return
     model = plans.model
     checks = planner_checks(model, plans.vocabulary.code_ids)
-    yield from _prove(loaded, "planner", checks, lambda: _planner_times(model))
+
+    def times() -> dict[str, float]:
+        return {"planner_load_seconds": loaded.planner.load_seconds, **_planner_times(model)}
+
+    yield from _prove(loaded, "planner", checks, times)
     model.proven = True
 
 
@@ -672,7 +681,10 @@ def _computed8(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> floa
 
 def planner_checks(model: Any, code_ids: torch.Tensor) -> list[Check]:
     near = agreement.bound(model.get_decoder().norm.weight.dtype)
-    checks = [Check("planner", near, lambda: _planner(model), lambda: _plain_planner(model))]
+    checks = [
+        Check("joined", near, lambda: _joined(model), lambda: _plain_planner(model)),
+        Check("planner", near, lambda: _planner(model), lambda: _plain_planner(model)),
+    ]
     if model.device.type in planner_decoding.RECORDED:
         checks.append(
             Check(
@@ -687,6 +699,29 @@ def planner_checks(model: Any, code_ids: torch.Tensor) -> list[Check]:
 
 def _plain_planner(model: Any) -> None:
     model.plain_layers = True
+
+
+def _joined(model: Any) -> float:
+    """Compare products with the joined weights of a layer with those of each weight alone."""
+    import torch
+
+    layer = model.get_decoder().layers[0]
+    attention = layer.self_attn
+    found = []
+    for parts in (
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (layer.mlp.gate_proj, layer.mlp.up_proj),
+    ):
+        weights = [part.weight.detach().clone() for part in parts]
+        x = _noise(1, PROMPT, weights[0].shape[1]).to(weights[0])
+        joined = planner_layers.joined(*parts)
+        with torch.no_grad():
+            together = (x @ joined.T).split([len(weight) for weight in weights], dim=-1)
+            for made, weight in zip(together, weights, strict=True):
+                found.append(agreement.difference(made, x @ weight.T))
+    if any(math.isnan(each) for each in found):
+        return math.nan
+    return max(found)
 
 
 def _planner(model: Any) -> float:
@@ -926,8 +961,20 @@ def remembered(loaded: models.Models) -> list[Finding]:
     return found
 
 
+def _measured(loaded: models.Models) -> dict[str, float]:
+    """Return what was measured of this combination; untrusted, like all that the file holds."""
+    key = _key(facts_of(loaded))
+    found: dict[str, float] = {}
+    for name, entry in _read().items():
+        with contextlib.suppress(TypeError, AttributeError, KeyError, ValueError):
+            if name.startswith(f"{key} "):
+                found |= {each: float(value) for each, value in entry["measured"].items()}
+    return found
+
+
 def report(loaded: models.Models) -> str:
     """Return what a person can paste into an issue: versions, device, figures; no names, paths or prompts."""
     lines = [f"{name}: {value}" for name, value in facts_of(loaded).items() if value]
     lines += [f"- {finding.line()}" for finding in remembered(loaded)]
+    lines += [f"- measured: {name} {value:.4g}" for name, value in _measured(loaded).items()]
     return "\n".join(lines)
