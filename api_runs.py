@@ -6,7 +6,7 @@ A run can only be reached by its id. All ids that belong to no run get the same 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -146,7 +146,11 @@ async def one(request: Request) -> Response:
 
 
 async def events(request: Request) -> Response:
-    """Stream a run's events after the one that ?after=... or the header Last-Event-ID names, until it ends."""
+    """Stream a run's events after the one that ?after=... or the header Last-Event-ID names, until it ends.
+
+    Whoever listens is there for the runs that &also=... names, too: a hidden page has one stream for
+    all its runs.
+    """
     after = request.query_params.get("after") or request.headers.get("last-event-id") or "0"
     if not after.isdecimal() or len(after) > 9:
         return _refusal(
@@ -161,13 +165,18 @@ async def events(request: Request) -> Response:
         except StudioError as error:
             return _refusal(error.problem)
     else:
-        stream = _events(runs, run, int(after))
+        also = request.query_params.getlist("also")[:MOST_IDS]
+        stream = _events(runs, run, int(after), also)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _events(runs: Runs, run: Run, after: int) -> AsyncIterator[str]:
+async def _events(
+    runs: Runs, run: Run, after: int, also: Sequence[str] = ()
+) -> AsyncGenerator[str]:
     async for news in runs.follow(run, after, HEARTBEAT_SECONDS):
+        for run_id in also:
+            runs.heard(run_id, hidden=True)
         if news is None:
             yield ": still here\n\n"
         else:

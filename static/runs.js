@@ -232,7 +232,8 @@
     if (stream && stream.id === run?.run) return;
     hush();
     if (!run) return;
-    const source = new EventSource(address(`runs/${run.run}/events?after=${run.facts?.last ?? 0}`));
+    const also = active.filter((other) => other !== run).map((other) => `&also=${other.run}`);
+    const source = new EventSource(address(`runs/${run.run}/events?after=${run.facts?.last ?? 0}${also.join("")}`));
     stream = { id: run.run, source };
     const on = (name, change) =>
       source.addEventListener(name, ({ data }) => {

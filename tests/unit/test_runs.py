@@ -19,6 +19,7 @@ import gradio as gr
 import pytest
 from gradio.context import LocalContext
 
+import api_runs
 import limits
 import runs
 import runs_journal
@@ -447,6 +448,23 @@ def test_somebody_who_listens_is_there(made, cards, clock):
         until(lambda: run.has_card)
     cards.done.add("song")
     assert ended(run).state == "finished"
+
+
+def test_who_hears_of_one_run_is_there_for_the_others_that_it_names(made, cards, clock):
+    all_runs = made(lending, drops_absent=True)
+    first, second, gone = (all_runs.start(request(name), name) for name in "abc")
+
+    async def hear():
+        async with contextlib.aclosing(
+            api_runs._events(all_runs, first, 0, also=[second.id])
+        ) as stream:
+            for _ in range(3):
+                await anext(stream)
+                clock.now += runs.HIDDEN_SECONDS - 1
+                assert not all_runs.is_full()
+            return states(second, gone)
+
+    assert result_of(hear()) == ["waiting", "cancelled"]
 
 
 def test_elsewhere_a_run_waits_for_nobody(all_runs, studio, clock):
