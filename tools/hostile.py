@@ -523,7 +523,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "a task that is deep": lambda t: t.ask("/release_task", DEEP),
     "a task with depth in a text": lambda t: t.ask(
-        "/release_task", json.dumps({"param_obj": DEEP_TEXT, "metas": DEEP_TEXT, "audio_duration": 1e999}).encode()
+        "/release_task", json.dumps({"task_type": "cover", "param_obj": DEEP_TEXT, "audio_duration": 1e999}).encode()
     ),
     "a task of 600 fields": lambda t: t.ask(
         "/release_task",
@@ -531,7 +531,9 @@ ATTACKS: dict[str, Attack] = {
         kind="application/x-www-form-urlencoded",
     ),
     "a task with five files": lambda t: t.ask(
-        "/release_task", b"".join(part(f"f{i}", "a.wav") for i in range(5)) + END, kind=MULTIPART
+        "/release_task",
+        part("task_type", content=b"cover") + b"".join(part(f"f{i}", "a.wav") for i in range(5)) + END,
+        kind=MULTIPART,
     ),
     "a task with a text of 3 MB": lambda t: t.ask(
         "/release_task", part("prompt", content=bytes(3_000_000)) + END, kind=MULTIPART

@@ -316,11 +316,13 @@ def test_one_file_is_checked_at_a_time_and_few_wait(tmp_path, monkeypatch):
         path.write_bytes(b"RIFF")
     with ThreadPoolExecutor(3) as callers:
         checks = [callers.submit(audio.duration_of, path) for path in (paths[0], *paths[:2])]
-        until(lambda: audio._checks._waiting == 3)
-        assert len(measured) == 1
-        with pytest.raises(audio.AudioError, match="checking other files"):
-            audio.duration_of(paths[2])
-        go_on.set()
+        try:
+            until(lambda: audio._checks._waiting == 3)
+            assert len(measured) == 1
+            with pytest.raises(audio.AudioError, match="checking other files"):
+                audio.duration_of(paths[2])
+        finally:
+            go_on.set()
         assert [check.result(300) for check in checks] == [1, 1, 1]
     assert len(measured) == 2  # the first file once for both callers
     assert audio.duration_of(paths[2]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import httpx
 import pytest
 
 from tools import hostile
@@ -15,3 +16,6 @@ def test_no_attack_ends_in_an_error_of_ours(server, caplog, capfd, monkeypatch):
     assert hostile.once(hostile.Target(server)) == 0
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
     assert "Traceback" not in capfd.readouterr().err
+    # No attack is a song that somebody would have to make.
+    jobs = httpx.get(f"{server}/v1/stats", timeout=300).json()["data"]["jobs"]
+    assert jobs["queued"] == jobs["running"] == 0
