@@ -104,7 +104,7 @@ def _runs_for(request: Request) -> Runs:
 
 def note_visitor(request: Request, runs: Runs, run_id: str) -> None:
     """Note that somebody still follows this run, with a fresh token for ZeroGPU."""
-    runs.heard(run_id, hidden="hidden" in request.query_params)
+    runs.note_visitor(run_id, hidden="hidden" in request.query_params)
     if VISITOR_HEADER in request.headers:
         runs.renew(run_id, gr.Request(request))
 
@@ -176,7 +176,7 @@ async def _events(
 ) -> AsyncGenerator[str]:
     async for news in runs.follow(run, after, HEARTBEAT_SECONDS):
         for run_id in also:
-            runs.heard(run_id, hidden=True)
+            runs.note_visitor(run_id, hidden=True)
         if news is None:
             yield ": still here\n\n"
         else:
@@ -262,7 +262,7 @@ def handlers_of(
             record or problem.
         """
         try:
-            runs.heard(str(run))
+            runs.note_visitor(str(run))
             return facts_of(runs, str(run))
         except StudioError as error:
             return {

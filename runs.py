@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import gradio as gr
@@ -325,12 +325,13 @@ class Runs:
                 run.cancelling = problem
             return True
 
-    def heard(self, run_id: str, hidden: bool = False) -> None:
+    def note_visitor(self, run_id: str, hidden: bool = False) -> None:
         """Note that the visitor is there; a page that is hidden asks for nothing, so it may be silent for longer."""
+        patience = HIDDEN_SECONDS if hidden else GONE_SECONDS
         with self._lock:
             run = self._known.get(run_id)
             if run:
-                run.silent_until = self._clock() + (HIDDEN_SECONDS if hidden else GONE_SECONDS)
+                run.silent_until = self._clock() + patience
 
     def renew(self, run_id: str, request: gr.Request) -> None:
         """Use the headers of a later request of the same visitor, while the run still waits: a token may expire."""
@@ -402,7 +403,7 @@ class Runs:
         finally:
             with self._lock:
                 run.listeners.remove(listener)
-                self.heard(run.id)
+                self.note_visitor(run.id)
 
     async def follow(
         self, run: Run, after: int = 0, beat: float = 1.0
@@ -460,12 +461,16 @@ class Runs:
             raise StudioError.of(FULL)
         more = self._seconds(request, weight) / 60
         bound = most_minutes()
-        self._check_share(self._queue.of(owner), most, more, bound, YOURS)
+        self._check_share(self._queue.waiting_of(owner), most, more, bound, YOURS)
         if address:
-            beside = [run for run in self._queue.order() if run.address == address]
-            most = limits.MOST_WAITING_OF_AN_ADDRESS
-            bound *= limits.OWNERS_OF_AN_ADDRESS
-            self._check_share(beside, most, more, bound, OF_YOUR_ADDRESS)
+            from_address = [run for run in self._queue.order() if run.address == address]
+            self._check_share(
+                from_address,
+                limits.MOST_WAITING_OF_AN_ADDRESS,
+                more,
+                bound * limits.OWNERS_OF_AN_ADDRESS,
+                OF_YOUR_ADDRESS,
+            )
 
     def _check_share(
         self, waiting: list[Run], most: int, more: float, bound: int, named: tuple[str, str]
@@ -502,7 +507,10 @@ class Runs:
 
     def _start_waiting(self) -> None:
         self._drop_absent()
-        while len(self._running) < self._at_once and (run := self._queue.take()):
+        while len(self._running) < self._at_once:
+            run = self._queue.take()
+            if run is None:
+                break
             run.state = "running"
             run.started_at = self._clock()
             self._running.append(run)
@@ -524,7 +532,10 @@ class Runs:
         """Return the present place of `run`; what it was told last may be a while ago."""
         if run.state != "waiting":
             return None
-        return next((waiting for each, waiting in self._places() if each is run), None)
+        for queued, waiting in self._places():
+            if queued is run:
+                return waiting
+        return None
 
     def _places(self) -> list[tuple[Run, Waiting]]:
         order = self._queue.order()
@@ -648,9 +659,10 @@ class Runs:
                 break
             del self._ended[run.id]
         while len(self._ended) > MOST_ENDED:
-            callers = [run.address or run.owner for run in self._ended.values()]
-            place = callers.index(Counter(callers).most_common(1)[0][0])
-            del self._ended[list(self._ended)[place]]
+            callers = {run.id: run.address or run.owner for run in self._ended.values()}
+            busiest = Counter(callers.values()).most_common(1)[0][0]
+            oldest = next(run_id for run_id, caller in callers.items() if caller == busiest)
+            del self._ended[oldest]
 
 
 def _entry(run: Run) -> runs_journal.Entry:
@@ -663,26 +675,40 @@ def _entry(run: Run) -> runs_journal.Entry:
 
 
 def _facts(run: Run, waiting: Waiting | None) -> dict[str, Any]:
-    found = {
+    progress = _latest(run, Progress)
+    draft = _latest(run, Draft)
+    record = None
+    takes_made = 0
+    if isinstance(run.outcome, Done):
+        record = run.outcome.record
+        takes_made = len(runs_journal.takes_of(record))
+    return {
         "run": run.id,
         "state": run.state,
         "mode": run.request.mode,
         "title": run.title,
         "last": run.last,
+        "place": waiting.place if waiting else None,
+        "starts_in": waiting.starts_in if waiting else None,
+        "progress": asdict(progress) if progress else None,
+        "draft": draft.text if draft else None,
+        "tokens": draft.tokens if draft else 0,
+        "note": run.note,
+        "problem": run.problem.facts() if run.problem else None,
+        "takes": addresses(run.id, takes_made),
+        "record": record,
     }
-    found["place"] = waiting.place if waiting else None
-    found["starts_in"] = waiting.starts_in if waiting else None
-    found["progress"] = next(
-        (asdict(each) for _, each in reversed(run.events) if isinstance(each, Progress)), None
-    )
-    draft = next((each for _, each in reversed(run.events) if isinstance(each, Draft)), None)
-    found["draft"] = draft.text if draft else None
-    found["tokens"] = draft.tokens if draft else 0
-    found["note"] = run.note
-    found["problem"] = run.problem.facts() if run.problem else None
-    record = run.outcome.record if isinstance(run.outcome, Done) else None
-    songs = runs_journal.takes_of(record) if record else ()
-    return {**found, "takes": addresses(run.id, len(songs)), "record": record}
+
+
+EventKind = TypeVar("EventKind", Progress, Draft)
+
+
+def _latest(run: Run, kind: type[EventKind]) -> EventKind | None:
+    """Return the latest event of a kind that the run remembers."""
+    for _, event in reversed(run.events):
+        if isinstance(event, kind):
+            return event
+    return None
 
 
 def _former_facts(
@@ -694,17 +720,22 @@ def _former_facts(
     if entry.is_cut_off():
         state = "cut_off"
         problem = CUT_OFF.facts()
-    found = {
+    return {
         "run": run_id,
         "state": state,
         "mode": entry.mode,
         "title": "",
         "last": 0,
+        "place": None,
+        "starts_in": None,
+        "progress": None,
+        "draft": None,
+        "tokens": 0,
+        "note": "",
         "problem": problem,
+        "takes": addresses(run_id, len(entry.songs)),
+        "record": None,
     }
-    found |= dict.fromkeys(("place", "starts_in", "progress", "draft", "record"))
-    found |= {"tokens": 0, "note": ""}
-    return {**found, "takes": addresses(run_id, len(entry.songs))}
 
 
 def addresses(run_id: str, takes: int) -> list[str]:

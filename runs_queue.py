@@ -49,7 +49,7 @@ class FairQueue:
             del self._lines[run.owner]
         return True
 
-    def of(self, owner: str) -> list[Any]:
+    def waiting_of(self, owner: str) -> list[Any]:
         """Return the waiting runs of `owner`, the next one first."""
         return list(self._lines.get(owner, ()))
 

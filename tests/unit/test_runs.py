@@ -410,7 +410,7 @@ def test_on_zerogpu_a_visitor_who_leaves_before_the_card_costs_nothing_and_after
     cards.cards.add("paid")
     until(lambda: paid.has_card)
     clock.now += runs.GONE_SECONDS - 1
-    all_runs.heard(back.id)
+    all_runs.note_visitor(back.id)
     clock.now += 2
     ended(gone)
     assert gone.state == "cancelled" and gone.problem == runs.LEFT
@@ -430,7 +430,7 @@ def test_on_zerogpu_a_run_that_waits_for_its_turn_is_dropped_too_and_a_hidden_pa
     cards.cards.add("first")
     until(lambda: first.has_card)
     gone, hidden = (all_runs.start(request(name), name) for name in ("gone", "hidden"))
-    all_runs.heard(hidden.id, hidden=True)
+    all_runs.note_visitor(hidden.id, hidden=True)
     clock.now += runs.GONE_SECONDS + 1
     assert not all_runs.is_full()
     assert states(gone, hidden) == ["cancelled", "waiting"]

@@ -58,10 +58,10 @@ def test_a_visitor_waits_for_one_of_fifty():
 
 def test_a_run_leaves_without_changing_the_others():
     queue = queued(*"AABB")
-    (first, second) = queue.of("A")
+    (first, second) = queue.waiting_of("A")
     assert queue.remove(first) and not queue.remove(first)
     assert names(queue.order()) == ["A2", "B1", "B2"]
-    assert queue.remove(second) and queue.of("A") == []
+    assert queue.remove(second) and queue.waiting_of("A") == []
     assert names(queue.order()) == ["B1", "B2"]
 
 
