@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -128,10 +129,15 @@ def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
 
 
 class RestoreOffer:
-    """The offer to restore a source's settings; its line also shows problems with the file."""
+    """The offer to restore a source's settings; its line also shows problems with the file.
 
-    def __init__(self, form: Form):
+    A source whose name is `chosen`, since it was picked among the latest takes, brings its words along, as it does
+    by its own buttons.
+    """
+
+    def __init__(self, form: Form, chosen: gr.Textbox):
         self._form = form
+        self._chosen = chosen
         with gr.Row(elem_classes=["offer"]):
             self._line = html(elem_id=f"{form.mode}-offer")
             looks: dict[str, Any] = {"size": "sm", "visible": False, "min_width": 160}
@@ -139,25 +145,35 @@ class RestoreOffer:
 
     def connect(self, after: Callable[..., Dependency] | None = None) -> None:
         """Look at each new source, when it changes or `after` another event."""
-        source = self._form.trigger("source")
+        form = self._form
+        source = form.trigger("source")
         look_after = after or source.change
-        look_after(self._look, source, [self._line, self._button], **AT_ONCE)
-        outputs = [*self._form.settings, self._line, self._button]
+        words = form.components([*page_form.SONG, "source_prompt", "source_lyrics"])
+        looked = [self._line, self._button, self._chosen, *words.values()]
+        look_after(self._look, [source, self._chosen], looked, **AT_ONCE)
+        outputs = [*form.settings, self._line, self._button]
         self._button.click(self._restore, source, outputs, **AT_ONCE)
 
-    def _look(self, path: str | None) -> Updates:
+    def _look(self, path: str | None, chosen: str) -> Updates:
         nothing = {self._line: "", self._button: gr.update(visible=False)}
         if not path:
             return nothing
         try:
             upload_seconds(path)
-            offered = page_form.settings(self._form.mode, audio_export.read_record(path)).values
+            record = audio_export.read_record(path)
+            offered = page_form.settings(self._form.mode, record).values
         except InvalidRequest as error:
             return {**nothing, self._line: theme.notice("", error.problem.text())}
         if not offered:
             return nothing
-        line = theme.answer(tooltips.RESTORE_OFFER)
-        return {self._line: line, self._button: gr.update(visible=True)}
+        shown = {
+            self._line: theme.answer(tooltips.RESTORE_OFFER),
+            self._button: gr.update(visible=True),
+        }
+        if Path(path).name != chosen:
+            return shown
+        words = self._form.show(page_form.words_for(self._form.mode, record))
+        return {**words, **shown, self._chosen: ""}
 
     def _restore(self, path: str | None) -> Updates:
         return {**restored(self._form, self._line, path), self._button: gr.update(visible=False)}
@@ -189,9 +205,11 @@ def add_source(form: Form, tab: gr.Tab) -> RestoreOffer:
     source.change(None, source, copy, js="(file) => file", **AT_ONCE)
     # The browser sends the file's name, and Gradio checks, as for every upload, that the file is
     # one of its own copies.
-    latest.input(None, latest, source, js="(file) => file", **AT_ONCE)
+    chosen = gr.Textbox(visible=False)
+    name_too = "(file) => [file, file.orig_name]"
+    latest.input(None, latest, [source, chosen], js=name_too, **AT_ONCE)
     gr.Markdown(help_text("source", task=form.mode), elem_classes=["help"])
-    return RestoreOffer(form)
+    return RestoreOffer(form, chosen)
 
 
 def add_audio(form: Form, name: str, opened: Callable[..., Dependency]) -> gr.Audio:

@@ -606,6 +606,15 @@ def song(record: Any) -> dict[str, Any]:
     return {name: values.get(name, blank) for name, blank in SONG.items()}
 
 
+def words_for(mode: str, record: Any) -> dict[str, Any]:
+    """Return the fields that a take fills in the tab `mode`, whose source it becomes."""
+    words = song(record)
+    if mode == "edit":  # a morph starts from what the song is now
+        words["source_prompt"] = words["prompt"]
+        words["source_lyrics"] = words["lyrics"]
+    return words
+
+
 def valid(mode: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that pass the checks of a request of `mode`, each by itself."""
     passed = {}

@@ -49,11 +49,7 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
             take = take_of(made, number, result)
         except StudioError as error:
             return result.change(number, note=str(error), wrong=True)
-        words = page_form.song(take.record)
-        if form.mode == "edit":  # a morph starts from what the song is now
-            words["source_prompt"] = words["prompt"]
-            words["source_lyrics"] = words["lyrics"]
-        filled = form.show(words)
+        filled = form.show(page_form.words_for(form.mode, take.record))
         filled[form.fields["source"]] = take.file
         return {**filled, tabs: gr.Tabs(selected=form.mode)}
 

@@ -193,6 +193,8 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     assert violations(page) == []
     latest.nth(1).click()
     expect(cover.field("source").locator("time").last).to_have_text("0:01")
+    # It brings its words along, as by its own button.
+    expect(cover.text("prompt")).to_have_value("sea shanty")
     cover.set("prompt", "type", "brass band")
     assert Path(cover.made(fake).source).name == f"song-seed-{shanty}.wav"
     # The next visit offers only those whose files still exist.
@@ -208,6 +210,7 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     expect(latest).to_have_text([re.compile("brass band"), re.compile("waltz")])
     latest.nth(1).press("Enter")
     expect(edit.text("start")).to_have_value("0.3")
+    expect(edit.text("prompt")).to_have_value("a <b>waltz</b>")
     expect(latest).to_have_count(0)
     source = Path(edit.made(fake).source)
     assert source.read_bytes() == waltz.read_bytes()
