@@ -1,8 +1,8 @@
 """ZeroGPU's device API, played on loopback: it lends cards that do not exist and ends workers that keep them too long.
 
 Only what `spaces` asks for is there: four POSTs with query parameters. The test tells it what HF's scheduler decides by
-itself: `answers` to the next calls for a card, `faults` of the other routes, `evict` warm workers, and how many real
-seconds a `second` lasts.
+itself: `answers` to the next calls for a card, `faults` of the other routes, `evict` warm workers, how many real
+seconds a `second` lasts, and which leases last for ever, by the seconds that were asked for.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class DeviceAPI:
         self.answers: list[Answer | Queued] = []
         self.faults: dict[str, list[Answer]] = {"release": [], "allow": []}
         self.second = 1.0
+        self.endless: set[float] = set()
         self._pids: dict[int, int] = {}
         self._warm: set[int] = set()
         self._lock = threading.Lock()
@@ -200,6 +201,8 @@ class DeviceAPI:
 
     def _watch(self, lease: Lease) -> None:
         """End the worker with SIGKILL once its time is up."""
+        if lease.seconds in self.endless:
+            return
         pid = self._pids[lease.index]
 
         def kill():
