@@ -82,6 +82,7 @@ def test_text_is_refused_after_a_megabyte_while_it_streams(server, before):
         body(part("source", "a.wav", b"RIFF")),
         body(part("files", "a.wav", b"RIFF"), part("files", "b.wav", b"RIFF")),
         body(part("files", "a.wav", b"RIFF"), part("source", "b.wav", b"RIFF")),
+        body(part("source", "b.wav", b"RIFF"), part("files", "a.wav", b"RIFF")),
         body(part("note", content=b"hello")),
         body(),
         part("files", "a.wav", b"RIFF"),
@@ -90,7 +91,15 @@ def test_text_is_refused_after_a_megabyte_while_it_streams(server, before):
         part("files", "a.wav", b"RIFF")[:-2] + b"\r\n--x\r\nbroken\r\n\r\n",
     ],
     ids=[
-        *("another field", "two files", "a file elsewhere", "no file", "nothing", "no end"),
+        *(
+            "another field",
+            "two files",
+            "a file elsewhere",
+            "first elsewhere",
+            "no file",
+            "nothing",
+            "no end",
+        ),
         *("another boundary", "empty", "a broken part"),
     ],
 )
