@@ -124,6 +124,8 @@ def walk(
             part("source").locator("time").last.wait_for(state="attached")
         fold(page, mode, opened=False)
     part("panel").get_by_role("button", name=CHIPS[mode], exact=True).click()
+    if mode == "generate":  # there it only plays
+        part("like").click()
     if mode == "edit":
         part("start").locator("input").fill("1")
         part("end").locator("input").fill("2.5")

@@ -247,7 +247,8 @@ def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
         heard[stage].set()
     expect(opened.progress).to_contain_text("1 take made")
     spoken = page.evaluate("window.spoken")
-    assert 6 <= len(spoken) <= 26, spoken
+    # Whether it has anything to say between stages is up to when the page asks.
+    assert len(STAGES) + 1 <= len(spoken) <= 26, spoken
     for start in (*(tooltips.STAGES[stage] for stage in STAGES), "1 take made"):
         assert any(sentence.startswith(start) for sentence in spoken), (start, spoken)
     assert (

@@ -322,12 +322,14 @@ def long_song(page: Page, tab: type[Tab]) -> Tab:
 def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
     studio: str, visit, tab, hold
 ):
+    steps = str(held.HELD_STEPS)
     page = visit(studio)
     long_song(page, tab)
     other = page.context.new_page()
     other.goto(studio)
     expect(making(other).locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
-    fill_in(tab(other, "generate"), prompt="left before it began", steps="2").go.click()
+    left = fill_in(tab(other, "generate"), prompt="left before it began", steps=steps)
+    left.go.click()
     expect(making(other).last.locator(".stage")).to_contain_text("Next in the queue")
     other.close()
     reload(page)
@@ -336,6 +338,7 @@ def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
     making(page).first.get_by_role("button").click()
     expect(making(page)).to_have_count(1)
     page.goto("about:blank")
+    hold.unlink()
     songs = Path(os.environ["ACE_STUDIO_OUTPUT"])
     until(lambda: [*songs.glob("left-before-it-began-*.wav")])
     page.goto(studio)
