@@ -395,15 +395,19 @@ def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_ma
         "ACE_STUDIO_PLANNER": "off",
         "ACE_STUDIO_LYRICS": "off",
     }
-    held.hold_file(tmp_path / "songs").touch()
+    hold = held.hold_file(tmp_path / "songs")
+    hold.touch()
     with serving(tmp_path, program=held.PROGRAM, **environ) as (process, address):
         absent = visit(address)
-        generate = fill_in(tab(absent, "generate"), prompt="finished song", steps="2")
+        steps = str(held.HELD_STEPS)
+        generate = fill_in(tab(absent, "generate"), prompt="finished song", steps=steps)
         generate.set("takes", "pick", "2")
         generate.go.click()
         expect(making(absent)).to_have_count(1)
         absent.close()
+        hold.unlink()
         until(lambda: len([*(tmp_path / "songs").glob("finished-song-*.wav")]) == 2)
+        hold.touch()
         page = visit(address)
         long_song(page, tab)
         generate = fill_in(tab(page, "generate"), prompt="waiting song", steps="2")
