@@ -142,7 +142,8 @@ def test_a_planner_named_on_purpose_is_fetched_by_the_first_planned_song(
     assert "downloading" not in stages and studio.status().planner.state == "ready"
     planner_on_the_hub.status = 500
     stages, plan = song(plan=True)
-    assert plan == {"used": False, "reason": "Hugging Face answered with error 500."}
+    error = "Hugging Face answered with error 500."
+    assert plan == {"used": False, "reason": error, "missed": True}
     assert studio.status().planner.state == "failed"
     planner_on_the_hub.status = 200
     assert "downloading" not in song(plan=True)[0]  # not at every song

@@ -77,7 +77,9 @@ def test_a_list_from_a_record_or_from_undo_says_what_each_one_is():
 
 
 def test_facts_and_effect_of_a_lora_are_told_in_few_words():
-    info = lora_sources.LoraInfo("a", "PEFT", (8, 64), (128.0,), 192, 85_300_000, "", "XL", True)
+    info = lora_sources.LoraInfo(
+        "a", "PEFT", (8, 64), (128.0,), 192, size=85_300_000, made_for="XL", fits=True
+    )
     facts = [
         "PEFT",
         "rank 8 to 64",
