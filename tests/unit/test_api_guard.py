@@ -456,8 +456,11 @@ def app_of(server: str) -> App:
     """Return the app that serves `server`, in this process."""
     port = server.rpartition(":")[2]
     apps = [each for each in gc.get_objects() if type(each) is App and each.blocks]
-    # A page that was built and never served has no port.
-    return next(each for each in apps if str(getattr(each.blocks, "server_port", "")) == port)
+    # A page that was built and never served has no port, and one that has ended may have had the same. Of two apps
+    # of one page the last is served.
+    running = {each.blocks for each in apps if each.blocks.is_running}
+    (page,) = [each for each in running if str(each.server_port) == port]
+    return page.app
 
 
 def test_an_unknown_session_or_event_is_told_so_without_a_traceback(server, caplog, monkeypatch):
