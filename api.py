@@ -405,7 +405,7 @@ class _Answer:
                 else:
                     self.latest = (list(files), record)
             case _:
-                raise StudioError.of(event.problem)
+                raise StudioError.from_problem(event.problem)
         return self.latest
 
     def _progress(self, event: Progress) -> None:

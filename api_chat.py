@@ -219,7 +219,7 @@ def _file_of(data: str, kind: str) -> str:
 
 
 class Answer:
-    """What a chat is latest_piece_at of its run, whole or in pieces."""
+    """The answer of a chat about its run, whole or in pieces."""
 
     def __init__(self, official: Official, run: Run, model: str):
         self.official = official
@@ -291,7 +291,7 @@ class Answer:
 
 
 def content_of(entry: Mapping[str, Any]) -> str:
-    """Return what a chat is latest_piece_at of a song in words."""
+    """Return the text of a chat's answer: the details of a song, and its lyrics."""
     metas = entry["metas"]
     named = {
         "Caption": entry["prompt"],

@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 
 VARIABLE = "ACE_STUDIO_API_KEY"
-MISSING = "Missing ai_token or Authorization header"
-WRONG = "Invalid API key"
-WRONG_TOKEN = "Invalid ai_token"
+MISSING_KEY = "Missing ai_token or Authorization header"
+INVALID_KEY = "Invalid API key"
+INVALID_TOKEN = "Invalid ai_token"
 
 
 def wanted() -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def problem(headers: Mapping[str, str], token: object = None) -> str:
     if not keys or any(hmac.compare_digest(key.encode(), each.encode()) for each in keys):
         return ""
     if not key:
-        return MISSING
+        return MISSING_KEY
     if token:
-        return WRONG_TOKEN
-    return WRONG
+        return INVALID_TOKEN
+    return INVALID_KEY

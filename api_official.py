@@ -374,7 +374,7 @@ class Official:
         """Return the files of a task: its uploads, or else what it names; raises HTTPException."""
         found = dict(uploads)
         for field, name in (("source", "src_audio_path"), ("reference", "reference_audio_path")):
-            named = values.of(name)
+            named = values.read(name)
             if field not in found and named:
                 found[field] = self.named_file(request, named)
         return tasks.Uploads(**found)
@@ -537,10 +537,10 @@ class Official:
         self.check(request, body.get("ai_token"))
         values = Values({**body, "sample_query": body.get("query") or body.get("sample_query")})
         asked = {
-            "idea": values.of("sample_query")[: limits.TEXT_LIMITS["idea"]],
+            "idea": values.read("sample_query")[: limits.TEXT_LIMITS["idea"]],
             "instrumental": str(body.get("instrumental", "")).lower() in ("1", "true", "yes"),
         }
-        language = values.of("vocal_language").lower()
+        language = values.read("vocal_language").lower()
         if values.sent("vocal_language") and language in limits.LANGUAGES:
             asked["language"] = language
         return await self._written(request, body, parse_request("inspire", asked), _sampled)
@@ -572,7 +572,7 @@ class Official:
             if not run.ended:
                 self.runs.cancel(run.id)
         if run.problem:
-            raise StudioError.of(run.problem)
+            raise StudioError.from_problem(run.problem)
         return self.runs.facts(run.id)
 
     async def create_random_sample(self, request: Request) -> Response:

@@ -97,7 +97,7 @@ class Values:
         found = (each for each in nested[1:] if each)
         self._places = [body, nested[0], next(found, {})]
 
-    def given(self, name: str) -> Any:
+    def sent_value(self, name: str) -> Any:
         """Return what was sent for a field under any of its names, None if nothing was."""
         field = BY_NAME[name]
         for place in self._places:
@@ -106,10 +106,10 @@ class Values:
                     return place[each]
         return None
 
-    def of(self, name: str) -> Any:
+    def read(self, name: str) -> Any:
         """Return the value of a field, its default if it was not sent or cannot be read."""
         field = BY_NAME[name]
-        value = self.given(name)
+        value = self.sent_value(name)
         if value is None:
             return field.default
         read = KINDS[field.kind](value)
@@ -119,7 +119,7 @@ class Values:
 
     def sent(self, name: str) -> bool:
         """Tell whether a field was sent, and can be read."""
-        value = self.given(name)
+        value = self.sent_value(name)
         return value is not None and KINDS[BY_NAME[name].kind](value) is not None
 
 

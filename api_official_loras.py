@@ -68,7 +68,7 @@ class Shelf:
                 raise StudioError("lora_missing", message, hint=hint)
             info = lora_sources.inspect(place, self._studio.widths())
             if info.problem:
-                raise StudioError.of(info.problem)
+                raise StudioError.from_problem(info.problem)
             source = str(place)
         self._keep(client, Loaded(source, name or Path(path).stem or "default"))
 

@@ -105,7 +105,7 @@ class Translation:
         self.kind = kind
         self.loras = loras
         self.notes: list[str] = []
-        self.task = values.of("task_type").lower() or "text2music"
+        self.task = values.read("task_type").lower() or "text2music"
         self.seconds = 0.0  # of the source
 
     def result(self) -> tuple[Request, Asked]:
@@ -120,16 +120,16 @@ class Translation:
 
     def _request(self) -> Request:
         values = self.values
-        if values.of("extract_codes_only"):
+        if values.read("extract_codes_only"):
             raise StudioError("unsupported", "This studio hands out no audio codes.")
-        if values.of("analysis_only") or values.of("full_analysis_only"):
+        if values.read("analysis_only") or values.read("full_analysis_only"):
             self.task = "analysis"
             return parse_request("describe", {"source": self._source()})
         if self.task not in TASKS:
             known = ", ".join(TASKS)
             message = f"There is no task {shown(self.task)} here. The tasks are {known}."
             raise StudioError("unsupported", message)
-        if values.of("audio_code_string"):
+        if values.read("audio_code_string"):
             self.notes.append("Audio codes are not taken, so they were ignored.")
         if self.task == "text2music":
             return self._text2music()
@@ -153,10 +153,10 @@ class Translation:
         if self.uploads.source:
             self.notes.append("text2music has no source, so that was ignored.")
         song["options"] |= self._plan()
-        idea = self.values.of("sample_query")
-        if idea or self.values.of("sample_mode"):
+        idea = self.values.read("sample_query")
+        if idea or self.values.read("sample_mode"):
             return self._written(song, idea or song["prompt"] or self._any_idea())
-        if self.values.of("use_format"):
+        if self.values.read("use_format"):
             return self._polished(song)
         return parse_request("generate", self._with_prompt(song))
 
@@ -232,7 +232,7 @@ class Translation:
     def _with_tracks(self) -> Request:
         song = self._song() | {"source": self.uploads.source}
         if self.task == "lego":
-            more = self.values.of("global_caption")
+            more = self.values.read("global_caption")
             song["prompt"] = self._cut("prompt", ", ".join(filter(None, (song["prompt"], more))))
             start, end = self._region()
             start = min(max(start, 0.0), max(self.seconds - limits.LEAST_REGION_SECONDS, 0.0))
@@ -245,9 +245,9 @@ class Translation:
 
     def _tracks(self) -> list[str]:
         """Return the tracks that a task names, if need be in its instruction; raises StudioError."""
-        named = [self.values.of("track_name"), *self.values.of("track_classes")]
+        named = [self.values.read("track_name"), *self.values.read("track_classes")]
         found = [name for name in map(_track_in, named) if name]
-        instructed = _track_in(self.values.of("instruction"))
+        instructed = _track_in(self.values.read("instruction"))
         if not found and instructed:
             found = [instructed]
         if self.task == "complete":
@@ -269,11 +269,11 @@ class Translation:
 
     def _words(self) -> dict[str, Any]:
         values = self.values
-        lyrics = values.of("lyrics")
-        bpm = values.of("bpm")
+        lyrics = values.read("lyrics")
+        bpm = values.read("bpm")
         is_instrumental = lyrics.lower() in NO_LYRICS
         return {
-            "prompt": self._cut("prompt", values.of("prompt")),
+            "prompt": self._cut("prompt", values.read("prompt")),
             "lyrics": "" if is_instrumental else self._cut("lyrics", lyrics),
             "instrumental": is_instrumental,
             "bpm": self._clamp("bpm", "bpm") if bpm and bpm > 0 else None,
@@ -287,7 +287,7 @@ class Translation:
         song["takes"] = self._takes()
         song["seed"] = self._seed(song["takes"])
         song["options"] = self._options()
-        steps = self.values.of("inference_steps")
+        steps = self.values.read("inference_steps")
         if self.kind == "turbo" or steps > FEW_STEPS:
             song["options"]["steps"] = self._clamp("inference_steps", "steps")
             return song
@@ -319,15 +319,15 @@ class Translation:
 
     def _plan(self) -> dict[str, Any]:
         values = self.values
-        if not values.of("thinking"):
+        if not values.read("thinking"):
             return {"plan": False}
         plan: dict[str, Any] = {"plan": True}
         for theirs, ours in (("lm_temperature", "plan_temperature"), ("lm_cfg_scale", "plan_cfg")):
             if values.sent(theirs):
                 plan[ours] = self._clamp(theirs, ours)
         if values.sent("use_cot_caption"):
-            plan["rewrite"] = values.of("use_cot_caption")
-        exclude = values.of("lm_negative_prompt")
+            plan["rewrite"] = values.read("use_cot_caption")
+        exclude = values.read("lm_negative_prompt")
         if exclude and exclude != BY_NAME["lm_negative_prompt"].default:
             plan["exclude"] = exclude[: TEXT_LIMITS["exclude"]]
         return plan
@@ -339,13 +339,13 @@ class Translation:
         return song | {"prompt": "music"}
 
     def _duration(self) -> float | None:
-        asked = self.values.of("audio_duration")
+        asked = self.values.read("audio_duration")
         if asked is None or asked <= 0:
             return None
         return self._clamp("audio_duration", "duration")
 
     def _takes(self) -> int:
-        asked = self.values.of("batch_size")
+        asked = self.values.read("batch_size")
         if asked is None:
             return USUAL_TAKES
         return int(self._clamp("batch_size", "takes"))
@@ -353,13 +353,13 @@ class Translation:
     def _seed(self, takes: int) -> int:
         """Return the seed of the first take, -1 to draw it."""
         values = self.values
-        first = values.of("seed").split(",")[0]
-        seed = Values({"bpm": first}).of("bpm")  # read as leniently as any whole number
+        first = values.read("seed").split(",")[0]
+        seed = Values({"bpm": first}).read("bpm")  # read as leniently as any whole number
         if seed is None and first:
             self.notes.append(f"The seed {shown(first)} is no number, so one was drawn.")
         if seed is None or seed < 0:
             return -1
-        if values.of("use_random_seed"):
+        if values.read("use_random_seed"):
             self.notes.append("The seed was drawn; use_random_seed false keeps one.")
             return -1
         return min(seed % (MAX_SEED + 1), MAX_SEED - takes + 1)
@@ -367,7 +367,7 @@ class Translation:
     def _language(self) -> str:
         if not self.values.sent("vocal_language"):
             return "unknown"
-        code = self.values.of("vocal_language").lower()
+        code = self.values.read("vocal_language").lower()
         if code in limits.LANGUAGES:
             return code
         if code not in NO_LANGUAGE:
@@ -376,7 +376,7 @@ class Translation:
 
     def _choice(self, name: str, known: Collection[str]) -> str:
         """Return which of the `known` words a field has, else the one it has by default."""
-        asked = self.values.of(name).lower()
+        asked = self.values.read(name).lower()
         if asked in known:
             return asked
         default = str(BY_NAME[name].default)
@@ -384,12 +384,12 @@ class Translation:
         return default
 
     def _key(self) -> str:
-        if self.values.of("key_scale").lower() in NO_KEY:
+        if self.values.read("key_scale").lower() in NO_KEY:
             return ""
         return self._parsed("key_scale", limits.parse_key)
 
     def _format(self) -> str:
-        asked = self.values.of("audio_format").lower().lstrip(".")
+        asked = self.values.read("audio_format").lower().lstrip(".")
         found = FORMATS.get(asked, asked)
         if found not in limits.FORMATS:
             found = "mp3"
@@ -399,8 +399,8 @@ class Translation:
 
     def _region(self) -> tuple[float, float]:
         """Return start and end in seconds; they may lie outside the source."""
-        start = self.values.of("repainting_start")
-        end = self.values.of("repainting_end")
+        start = self.values.read("repainting_start")
+        end = self.values.read("repainting_end")
         if end is None or end <= 0:
             end = self.seconds
         return start, end
@@ -412,7 +412,7 @@ class Translation:
         return end
 
     def _parsed(self, name: str, parse: Any) -> str:
-        asked = self.values.of(name)
+        asked = self.values.read(name)
         try:
             return parse(asked)
         except PydanticCustomError:
@@ -429,7 +429,7 @@ class Translation:
     def _clamp(self, theirs: str, ours: str) -> float:
         """Return the value of a field, which has one, within the limits of `ours`."""
         limit = LIMITS[ours]
-        asked = self.values.of(theirs)
+        asked = self.values.read(theirs)
         found = min(max(asked, limit.low), limit.high)
         if found != asked:
             self.notes.append(f"{theirs} {asked:g} became {found:g}.")
@@ -535,7 +535,7 @@ def _entries_of_files(runs: Runs, facts: Mapping[str, Any], asked: Asked) -> lis
             continue
         found.append((number, path, audio_export.read_record(path) or {}))
     entries = []
-    seeds = [Stored.of(record).seed for _, _, record in found]
+    seeds = [Stored.from_record(record).seed for _, _, record in found]
     for number, path, record in found:
         takes = record.get("takes")
         take = takes[0] if isinstance(takes, list) and takes else {}
@@ -553,7 +553,7 @@ def _take_entry(
     seeds: Sequence[Any],
     asked: Asked,
 ) -> dict[str, Any]:
-    stored = Stored.of(record)
+    stored = Stored.from_record(record)
     request = stored.request
     lyrics = request.get("lyrics") or ""
     if request.get("instrumental") or not lyrics:

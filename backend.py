@@ -196,7 +196,7 @@ class Backend:
             work = self.work_of(request, jobs.source_seconds(job))
             problem = gpu_zero.refusal(work) if gpu.ON_ZEROGPU else None
             if problem:
-                raise StudioError.of(problem)
+                raise StudioError.from_problem(problem)
             if isinstance(request, SongRequest):
                 job = yield from self._with_loras(job)
             checks = self._check_seconds()
@@ -226,7 +226,7 @@ class Backend:
             with contextlib.closing(self._run(request.words)) as events:
                 for event in events:
                     if isinstance(event, Failed):
-                        raise StudioError.of(event.problem)
+                        raise StudioError.from_problem(event.problem)
                     if isinstance(event, Done):
                         return with_sketch(request, event.record["sketch"])
                     yield event
@@ -269,7 +269,7 @@ class Backend:
                 yield from loaded.refreshing()
             if loaded.weights.folder is None:
                 missing = Problem("no_weights", "The model's weights are missing.")
-                raise StudioError.of(loaded.weights.problem or missing)
+                raise StudioError.from_problem(loaded.weights.problem or missing)
         if isinstance(request, CoverRequest) and not has_audio_codes(loaded.weights):
             raise StudioError(
                 "unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT."

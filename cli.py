@@ -40,7 +40,7 @@ def read_arguments(
     """Set the variables of the given `arguments` in `environ`; a wrong value ends the process with status 2."""
     parser = argparse.ArgumentParser(
         "app.py",
-        description=tooltips.CLI_ABOUT,
+        description=tooltips.CLI_DESCRIPTION,
         epilog=tooltips.CLI_END,
         add_help=False,
         allow_abbrev=False,
@@ -313,7 +313,7 @@ def memory_plan(weights: Any, device: Any, usual_plan: str, planner_bytes: int =
         choice = model_memory.choose(device.kind, room, sizes, use)
         text = tooltips.CHECK_PLAN_UNPLANNED
     if choice.problem:
-        raise StudioError.of(choice.problem)
+        raise StudioError.from_problem(choice.problem)
     return text.format(plan=usual_plan, need=size_text(choice.need))
 
 
@@ -405,7 +405,7 @@ def workers() -> str:
             version=ray.__version__, nodes=f"{len(ray.nodes())} nodes", cards=f"{cards:g} cards"
         )
     except Exception as error:
-        raise StudioError.of(gpu_ray_worker.problem_of(error)) from error
+        raise StudioError.from_problem(gpu_ray_worker.problem_of(error)) from error
 
 
 def model(weights: Any, selection: Any) -> str:

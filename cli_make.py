@@ -35,9 +35,9 @@ COMMANDS = {
 POSITIONAL = {"generate": "prompt", "lyrics": "brief"}  # the others: prompt, too
 FILES = ("source", "reference")
 ASK_SECONDS = 2.0  # for a studio that may be running
-FAILED = 1
-WRONG = 2
-INTERRUPTED = 130
+STATUS_FAILED = 1
+STATUS_WRONG_VALUE = 2
+STATUS_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -62,10 +62,10 @@ def run(arguments: Sequence[str]) -> int:
     except InvalidRequest as error:
         for problem in error.problems:
             say(f"{problem.field.replace('_', '-') or 'request'}: {problem.text()}")
-        return WRONG
+        return STATUS_WRONG_VALUE
     except OSError as error:
         say(f"{error.filename} cannot be read: {error.strerror}.")
-        return WRONG
+        return STATUS_WRONG_VALUE
     try:
         url = studio_at(given.url)
         if url and not given.here:
@@ -77,13 +77,13 @@ def run(arguments: Sequence[str]) -> int:
         deliver(done, given)
     except KeyboardInterrupt:
         say("Interrupted.")
-        return INTERRUPTED
+        return STATUS_INTERRUPTED
     except StudioError as error:
         say(error.problem.text())
-        return FAILED
+        return STATUS_FAILED
     except OSError as error:
         say(f"The song could not be written: {error.strerror or error}.")
-        return FAILED
+        return STATUS_FAILED
     return 0
 
 
@@ -98,7 +98,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     """Return the parser of a command: an argument for every parameter and option."""
     mode = COMMANDS[command]
     parser = argparse.ArgumentParser(
-        f"run.sh {command}", description=tooltips.MAKE_ABOUT[command], allow_abbrev=False
+        f"run.sh {command}", description=tooltips.MAKE_DESCRIPTIONS[command], allow_abbrev=False
     )
     words = POSITIONAL.get(mode, "prompt")
     parser.add_argument(words, nargs="?", default="", help=_help(words))
@@ -286,11 +286,11 @@ def last_of(events: Iterator[Event], quiet: bool) -> Done:
             # Not after the generator has ended, which deletes what was fetched.
             return _kept(event)
         if isinstance(event, Failed):
-            raise StudioError.of(event.problem)
+            raise StudioError.from_problem(event.problem)
         if isinstance(event, Progress) and shown:
             line = str(tooltips.progress_sentence(event))
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-    raise StudioError.of(Problem("cancelled", "It ended without a result."))
+    raise StudioError.from_problem(Problem("cancelled", "It ended without a result."))
 
 
 def _kept(done: Done) -> Done:

@@ -1,10 +1,10 @@
-"""Limits on connections to the server: their number, the time that a request's headers may take, and
-what waits in memory for those who do not read.
+"""Limits on connections to the server: how many there are, how long the headers of a request may
+take, and how much memory unread answers may hold.
 
-uvicorn waits forever for the headers of a request. Requests that are begun and never completed would
-use up every file that the process may open, and then asyncio writes a traceback for each attempt to
-accept one more. And it waits forever for somebody to read an answer: a thousand connections that
-never read their page would hold more than a gigabyte.
+uvicorn waits forever for the headers of a request. Requests that are never completed would use up
+every file that the process may open, and asyncio would then write a traceback for each attempt to
+accept another connection. uvicorn also waits forever for a client to read its answer: a thousand
+connections that never read their page would hold more than a gigabyte.
 """
 
 from __future__ import annotations
@@ -17,27 +17,34 @@ from typing import Any
 
 HEADER_SECONDS = 20.0
 MOST_CONNECTIONS = 1000
+LEAST_CONNECTIONS = 20  # however few files the process may open
+# How many connections over the limit are answered with a 503; any more are closed at once.
+MOST_REFUSED = 20
 # Files that this process opens besides connections: models, songs, libraries, uploads.
 SPARE_FILES = 150
-# So many connections over the limit are answered with a 503; further ones are closed at once.
-TOLD = 20
+# How many open files the process asks the system for.
 WANTED_FILES = 4096
-# Of answers that are written and wait for somebody to read them, over all connections. What made an
-# answer may hold twice as much.
+# Bytes of unread answers over all connections. Whatever produced an answer may hold twice as much.
 MOST_UNREAD_BYTES = 32 * 2**20
-# Of one answer in the system's own buffers, beyond what is on its way. They would grow to megabytes.
+# Bytes of one answer that the system may buffer before it sends them; without this limit, megabytes.
 MOST_UNSENT_BYTES = 2**17
 
 
 def limit(config: Any) -> None:
-    """Limit the connections that a running uvicorn server with this configuration accepts from now on."""
+    """Limit the connections that the uvicorn server with this configuration accepts from now on.
+
+    The server may be running already.
+    """
     most = most_connections()
     config.limit_concurrency = most
-    config.http_protocol_class = limited(config.http_protocol_class, most + TOLD)
+    config.http_protocol_class = limited(config.http_protocol_class, most + MOST_REFUSED)
 
 
 def most_connections() -> int:
-    """Return how many connections leave enough files for everything else; a connection may use two."""
+    """Return how many connections leave enough open files for everything else.
+
+    A connection may use two. The process's own limit is raised as far as it may be.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         wanted = WANTED_FILES
@@ -48,7 +55,7 @@ def most_connections() -> int:
         soft = wanted
     if soft == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS
-    return max(min((soft - SPARE_FILES) // 2, MOST_CONNECTIONS), TOLD)
+    return max(min((soft - SPARE_FILES) // 2, MOST_CONNECTIONS), LEAST_CONNECTIONS)
 
 
 def limited(protocol: type[Any], most: int) -> type[Any]:
@@ -93,7 +100,10 @@ class _Limits(asyncio.Protocol):
         super().resume_writing()
 
     def _limit_unread(self) -> None:
-        """Give up those who have not read for longest, but not this one, until the others' answers are few enough."""
+        """Close the connections that have been unread longest until the unread answers are few enough.
+
+        This one, which has only just filled up, is kept.
+        """
         held = sum(each.transport.get_write_buffer_size() for each in self.unread)
         for each in list(self.unread)[:-1]:
             if held <= MOST_UNREAD_BYTES:
@@ -103,7 +113,7 @@ class _Limits(asyncio.Protocol):
             each.transport.abort()
 
     def _watch(self) -> None:
-        """Wait for a whole head of a request, unless one is being answered."""
+        """Give the client time to send all headers of a request, unless one is being answered."""
         if self._is_answering() or self.transport.is_closing():
             self._unwatch()
         elif self._headers_until is None:
@@ -119,7 +129,7 @@ class _Limits(asyncio.Protocol):
 
     def _give_up(self) -> None:
         self._headers_until = None
-        # If the protocol is another one by now, a websocket has taken over.
+        # A websocket may have taken over; then the transport has another protocol.
         if not self._is_answering() and self.transport.get_protocol() is self:
             self.transport.close()
 

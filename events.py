@@ -36,7 +36,7 @@ class StudioError(Exception):
         self.problem = Problem(code, message, field, hint)
 
     @classmethod
-    def of(cls, problem: Problem) -> StudioError:
+    def from_problem(cls, problem: Problem) -> StudioError:
         return StudioError(*astuple(problem))
 
     def __str__(self) -> str:

@@ -69,15 +69,15 @@ def serve(studio: Callable[[], Studio]) -> None:
 
 
 def run(
-    job: Job, seconds: int, entry_there: Callable[[Job], Any], look: Callable[[], Any]
+    job: Job, seconds: int, entry_on_worker: Callable[[Job], Any], look: Callable[[], Any]
 ) -> Generator[Any]:
     """Yield the events of `job`, which ends with an `Outcome` or `Failed`; raises StudioError.
 
-    `seconds` are those of ZeroGPU's card. `entry_there` and `look` run on a Ray worker: all of a
+    `seconds` are those of ZeroGPU's card. `entry_on_worker` and `look` run on a Ray worker: all of a
     job there, and the status of that worker.
     """
     if gpu_ray.wanted():
-        return gpu_ray.run(entry_there, look, job)
+        return gpu_ray.run(entry_on_worker, look, job)
     if ON_ZEROGPU:
         return gpu_zero.lent(lambda asked: entry(job, asked), job.folder, seconds)
     return entry(job, 0)

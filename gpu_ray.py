@@ -159,11 +159,11 @@ class Pool:
     def _raise_if_hopeless(self, problem: Problem | None, waited_seconds: float) -> None:
         """Raise StudioError if a song that has waited so long without any worker should not wait longer."""
         if problem and not self._ray:
-            raise StudioError.of(problem)
+            raise StudioError.from_problem(problem)
         if problem and problem.code == NO_ROOM and waited_seconds > NO_ROOM_SECONDS:
-            raise StudioError.of(problem)
+            raise StudioError.from_problem(problem)
         if waited_seconds > NO_WORKER_SECONDS:
-            raise StudioError.of(problem or NO_START)
+            raise StudioError.from_problem(problem or NO_START)
 
     def give_back(self, slot: Slot) -> None:
         with self._news:
@@ -199,7 +199,7 @@ class Pool:
                     self._head_answered_at = time.monotonic()
                     self._tend()
                 elif self._ray and time.monotonic() - self._head_answered_at > HEAD_SECONDS:
-                    raise StudioError.of(UNREACHABLE)
+                    raise StudioError.from_problem(UNREACHABLE)
             except Exception as error:
                 self._trouble(problem_of(error))
             self._changed(len(self.workers()))
@@ -339,7 +339,7 @@ def join(address: str) -> Any:
         )
     # Ray would wait minutes for a head that does not answer.
     if address not in (LOCAL, "auto") and not answers(address):
-        raise StudioError.of(UNREACHABLE)
+        raise StudioError.from_problem(UNREACHABLE)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Otherwise any call after a lost connection would start a cluster.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -382,7 +382,7 @@ def run(
             return
         except Exception as error:
             if not is_death(error):
-                raise StudioError.of(problem_of(error)) from error
+                raise StudioError.from_problem(problem_of(error)) from error
             pool.drop(slot)
             if attempt == 2:
                 message = "Two workers in a row died while they were making this song."
@@ -406,13 +406,13 @@ def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> G
     run_on_worker = slot.actor.run.options(num_returns="streaming", concurrency_group="songs")
     stream = run_on_worker.remote(entry, job, files)
     latest = Progress("preparing")
-    heard_at = time.monotonic()
+    latest_event_at = time.monotonic()
     try:
         while not job.cancelled():
             if slot.lost:
-                raise StudioError.of(UNREACHABLE)
+                raise StudioError.from_problem(UNREACHABLE)
             if not ray.wait([stream], timeout=beat.BEAT_SECONDS)[0]:
-                if time.monotonic() - heard_at > beat.SILENT_SECONDS:
+                if time.monotonic() - latest_event_at > beat.SILENT_SECONDS:
                     raise TimeoutError(f"{slot.name} was silent for {beat.SILENT_SECONDS:g} s")
                 yield latest
                 continue
@@ -420,7 +420,7 @@ def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> G
                 item = ray.get(next(stream))
             except StopIteration:
                 return
-            heard_at = time.monotonic()
+            latest_event_at = time.monotonic()
             if isinstance(item, tuple):
                 slot.loras = frozenset(item)
             elif isinstance(item, Block):

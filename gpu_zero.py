@@ -80,14 +80,14 @@ def lent(call: Callable[[int], Generator[Any]], folder: str | Path, seconds: int
         return
     except _TimeIsUp:
         if seconds >= MOST_SECONDS:
-            raise StudioError.of(_too_slow(seconds)) from None
+            raise StudioError.from_problem(_too_slow(seconds)) from None
     asked = clamped(2 * seconds, seconds)
     note = f"{seconds} GPU seconds were not enough, so the studio tries again with {asked}."
     yield Progress("lending", note=note)
     try:
         yield from _attempt(call, folder, estimated=seconds, asked=asked, tries=2)
     except _TimeIsUp:
-        raise StudioError.of(_too_slow(asked, " It was tried twice.")) from None
+        raise StudioError.from_problem(_too_slow(asked, " It was tried twice.")) from None
 
 
 class _TimeIsUp(Exception):
@@ -136,7 +136,7 @@ def _attempt(
             problem = UNREACHABLE
     if problem.code == "gpu_aborted" and used_up(folder, asked):
         raise _TimeIsUp
-    raise StudioError.of(problem)
+    raise StudioError.from_problem(problem)
 
 
 def _watched(events: Generator[Any], folder: str | Path) -> Generator[Any]:
@@ -159,7 +159,7 @@ def _watched(events: Generator[Any], folder: str | Path) -> Generator[Any]:
                 yield event
             elif _silent(folder, began):
                 is_working = False
-                raise StudioError.of(SILENT)
+                raise StudioError.from_problem(SILENT)
             elif not is_working:
                 yield Progress("lending")
     finally:

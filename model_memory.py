@@ -5,7 +5,7 @@ A 24 GB card cannot hold all three at once. `choose` decides from numbers alone,
 loaded; `Placing` carries out what it counted, stage by stage: planning, the song, words. No other
 file knows the plans. Sizes are bytes.
 
-Where the device has memory of its own (`is_apart`), the song model waits in the machine's; where
+Where the device has memory of its own (`has_own_memory`), the song model waits in the machine's; where
 both share it, a model that is not needed has to be unloaded. Language models are always unloaded
 and read again.
 """
@@ -231,7 +231,7 @@ def plans_on(device: Device | None, distrusted: Collection[str] = ()) -> tuple[s
     return ladder(device.kind, distrusted)
 
 
-def is_apart(kind: str) -> bool:
+def has_own_memory(kind: str) -> bool:
     """Return whether the device has memory of its own, so that models can wait in the machine's."""
     return OFFLOAD in LADDERS[kind]
 
@@ -240,7 +240,7 @@ def layout_of(kind: str, plan: str) -> Layout:
     if plan == FAST8:
         return Layout(eight_bits="computed")
     if plan == FP8:
-        return Layout(in_parts=is_apart(kind), eight_bits="stored")
+        return Layout(in_parts=has_own_memory(kind), eight_bits="stored")
     return Layout(in_parts=plan == OFFLOAD)
 
 
@@ -340,10 +340,10 @@ class Placing:
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
         plans = plans_on(device, self._models.distrusted)
         if forced not in ("auto", *plans):
-            raise StudioError.of(_unknown(kind, forced, plans))
+            raise StudioError.from_problem(_unknown(kind, forced, plans))
         choice = self._choose(use, forced)
         if choice.problem and not at_most:
-            raise StudioError.of(choice.problem)
+            raise StudioError.from_problem(choice.problem)
         if self._limit and (at_most or forced == "auto"):
             plan = not_above(kind, choice.plan, self._limit.plan)
             if plan != choice.plan:
@@ -385,7 +385,7 @@ class Placing:
         self._set_song_aside()
 
     def _set_song_aside(self) -> None:
-        if is_apart(self._models.device().kind):
+        if has_own_memory(self._models.device().kind):
             self._models.set_aside()
         else:
             self._models.unload_pipeline()

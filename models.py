@@ -275,14 +275,14 @@ class Slot:
                 self.check()
                 check_folder(self.weights)  # not a failure to remember: the folder may come back
                 if self.problem and self.problem.code != "out_of_memory":
-                    raise StudioError.of(self.problem)
+                    raise StudioError.from_problem(self.problem)
                 started = time.perf_counter()
                 self.problem = self._load()
                 self.load_seconds = round(time.perf_counter() - started, 2)
                 if self.problem:
                     # The exception, which held parts of the model, is gone by now.
                     free_memory()
-                    raise StudioError.of(self.problem)
+                    raise StudioError.from_problem(self.problem)
             return self._model
 
     def _load(self) -> Problem | None:
@@ -307,7 +307,7 @@ class Slot:
 
     def check(self) -> None:
         if self.weights.folder is None:
-            raise StudioError.of(self.problem or self.weights.problem)
+            raise StudioError.from_problem(self.problem or self.weights.problem)
 
     def look(self) -> Any:
         """Look for the weights again and return what is found, for `use`."""
@@ -471,7 +471,7 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
     Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
     """
     if weights.folder is None:
-        raise StudioError.of(weights.problem or missing_model(weights.wanted))
+        raise StudioError.from_problem(weights.problem or missing_model(weights.wanted))
     check_folder(weights)
     import torch
 
@@ -491,8 +491,10 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
         if is_out_of_memory(error):
             free_memory()
             hint = "Close other programs that use it, then restart the studio."
-            raise StudioError.of(_no_room(f"{weights.model_id} ({device.kind})", hint)) from None
-        raise StudioError.of(_unreadable(weights, error)) from error
+            raise StudioError.from_problem(
+                _no_room(f"{weights.model_id} ({device.kind})", hint)
+            ) from None
+        raise StudioError.from_problem(_unreadable(weights, error)) from error
     is_old_macos = device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1)
     song_vae.use_tiles(pipe.vae, short=is_old_macos)
     pipe.set_progress_bar_config(disable=True)

@@ -580,7 +580,7 @@ class Restored(NamedTuple):
 
 def settings(mode: str, record: Any) -> Restored:
     """Return what of `record` fits the form of `mode`; the file of a take has its own seed."""
-    stored = Stored.of(record)
+    stored = Stored.from_record(record)
     found = without(stored.request, ["options"])
     for name, value in stored.options.items():
         found[f"options.{name}"] = value

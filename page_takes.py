@@ -63,7 +63,7 @@ class Made:
 
     def song(self) -> dict[str, Any]:
         """Return what the song was made with: the visitor's own values, the plan's, or what the prompt named."""
-        stored = Stored.of(self.record)
+        stored = Stored.from_record(self.record)
         facts = {name: stored.song_detail(name) for name in prompt_facts.FIELDS}
         for name, value in facts.items():
             facts[name] = value or getattr(self.request, name)
@@ -182,7 +182,7 @@ def _settings(made: Made) -> dict[str, Any]:
 
 
 def _picture(made: Made, peaks: str) -> str:
-    key = Stored.of(made.record).key
+    key = Stored.from_record(made.record).key
     return audio_export.picture_for_page(audio_waveform.decoded(peaks), made.take["seed"], key)
 
 
@@ -435,6 +435,8 @@ def converted(made: Made, kind: str) -> str:
     file = audio_export.encode(samples, kind)
     stem = Path(made.file).stem
     if record:
-        picture = audio_export.picture_for_tags(samples, made.take["seed"], Stored.of(record).key)
+        picture = audio_export.picture_for_tags(
+            samples, made.take["seed"], Stored.from_record(record).key
+        )
         audio_export.tag(file, stem, record, picture)
     return takes.copy_for_page(file, f"{stem}.{kind}")

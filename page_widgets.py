@@ -124,7 +124,7 @@ def waveform(path: str | Path) -> dict[str, Any]:
 
 def tempo(record: Mapping[str, Any] | None) -> int | None:
     """Return the BPM in a record, the plan's if there is one; the values may be anything."""
-    planned = settings("generate", {"request": Stored.of(record).plan}).values.get("bpm")
+    planned = settings("generate", {"request": Stored.from_record(record).plan}).values.get("bpm")
     return planned or settings("generate", record).values.get("bpm")
 
 

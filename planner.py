@@ -499,7 +499,7 @@ def load_planner(weights: Weights, device: Device) -> Planner:
             reason = str(error)
         else:
             reason = f"it could not be loaded: {first_line(error)}"
-        raise StudioError.of(unusable(weights.model_id, reason)) from error
+        raise StudioError.from_problem(unusable(weights.model_id, reason)) from error
 
 
 @functools.lru_cache(maxsize=1)

@@ -356,7 +356,7 @@ class Stored:
     variation_seed: Any
 
     @classmethod
-    def of(cls, record: Any) -> Stored:
+    def from_record(cls, record: Any) -> Stored:
         record = _mapping(record)
         request = _mapping(record.get("request"))
         takes = _sequence(record.get("takes"))

@@ -239,7 +239,7 @@ class Runs:
         address = address_of(LocalContext.request.get(None))
         with self._lock:
             if self._stopping:
-                raise StudioError.of(STOPPING)
+                raise StudioError.from_problem(STOPPING)
             self._drop_absent()
             self._check_room(request, weight, owner, most, address)
             run = Run(request, owner, weight, self._clock(), tag)
@@ -274,21 +274,21 @@ class Runs:
                 return _facts(run, self._place_of(run))
         entry = self._journal.find(run_id)
         if entry is None:
-            raise StudioError.of(NO_RUN)
+            raise StudioError.from_problem(NO_RUN)
         return _former_facts(run_id, entry, self._journal)
 
     def take(self, run_id: str, number: int) -> Path:
         """Return the path of take `number` of a run; raises StudioError if there is none."""
         entry = self._journal.find(run_id)
         if entry is None:
-            raise StudioError.of(NO_RUN)
+            raise StudioError.from_problem(NO_RUN)
         if not 1 <= number <= len(entry.songs):
             raise StudioError(
                 "no_take", f"This run has {len(entry.songs)} takes, so there is no take {number}."
             )
         path = self._journal.song(entry.songs[number - 1]) or self._copy_of(run_id, number)
         if path is None:
-            raise StudioError.of(NO_TAKE)
+            raise StudioError.from_problem(NO_TAKE)
         return path
 
     def kept(self, run_id: str) -> dict[int, Path]:
@@ -458,7 +458,7 @@ class Runs:
         if goes_at_once:
             return
         if len(self._queue) >= limits.MOST_WAITING:
-            raise StudioError.of(FULL)
+            raise StudioError.from_problem(FULL)
         more = self._seconds(request, weight) / 60
         bound = most_minutes()
         self._check_share(self._queue.waiting_of(owner), most, more, bound, YOURS)
@@ -564,7 +564,7 @@ class Runs:
         try:
             with contextlib.closing(self._stream(run.request)) as events:
                 for event in events:
-                    self._heard_from(run, event)
+                    self._note_event(run, event)
                     if isinstance(run.outcome, Cancelled):
                         break
         except Exception as error:
@@ -585,7 +585,7 @@ class Runs:
             if not run.ended:
                 self._end(run, end)
 
-    def _heard_from(self, run: Run, event: Event) -> None:
+    def _note_event(self, run: Run, event: Event) -> None:
         """Note an event of the generator; it may be the end of the run."""
         with self._lock:
             if run.ended:

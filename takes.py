@@ -252,7 +252,9 @@ class Saving:
 
     def _tag(self, file: io.BytesIO, title: str, entry: TakeEntry, samples: Any) -> None:
         tags = {**self.record, "takes": [entry]}
-        picture = audio_export.picture_for_tags(samples, entry["seed"], Stored.of(tags).key)
+        picture = audio_export.picture_for_tags(
+            samples, entry["seed"], Stored.from_record(tags).key
+        )
         audio_export.tag(file, title, tags, picture)
 
     def _claim(self, part: Path, name_parts: tuple[str, int, str, str]) -> Path:
@@ -471,7 +473,7 @@ def _is_ours(path: Path) -> bool:
     if name is None:
         return False
     stem, kind = name.groups()
-    stored = Stored.of(audio_export.read_record(path))
+    stored = Stored.from_record(audio_export.read_record(path))
     prompt = stored.request.get("prompt")
     if not isinstance(prompt, str) or not isinstance(stored.mode, str):
         return False

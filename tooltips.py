@@ -809,7 +809,7 @@ MCP_MISSING = (
 SHARED = "Anyone who has this link can use the studio: {url}"
 NOT_SHARED = "No public link was made: Gradio's service for it could not be reached."
 
-CLI_ABOUT = "Starts ACE Music Studio, a web studio for making songs, and prints its address."
+CLI_DESCRIPTION = "Starts ACE Music Studio, a web studio for making songs, and prints its address."
 CLI_END = "An argument overrides its variable. Models are named as on Hugging Face, or by a folder. See docs/ for more."
 CLI_HELP = {
     "host": "address to listen on; 0.0.0.0 opens the studio to the network (GRADIO_SERVER_NAME, 127.0.0.1)",
@@ -829,7 +829,7 @@ CLI_HELP = {
     "exit with 1 if one disagrees",
     "help": "show this help and exit",
 }
-MAKE_ABOUT = {
+MAKE_DESCRIPTIONS = {
     "make": "Make a song from words.",
     "cover": "Make a new version of a song.",
     "extend": "Add new music before or after a song.",

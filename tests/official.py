@@ -44,7 +44,7 @@ class Songs:
         self.asked.append(request)
         yield Progress("steps", 1, 2)
         if "fail" in getattr(request, "prompt", ""):
-            raise StudioError.of(Problem("disk", "The disk is full.", hint="Free some."))
+            raise StudioError.from_problem(Problem("disk", "The disk is full.", hint="Free some."))
         if not hasattr(request, "takes"):
             yield Done((), {"sketch": SKETCH, "model": {"id": "planner"}})
             return

@@ -65,7 +65,7 @@ def song_row(studio: backend.Backend, task: str, seconds: float, steps: int, run
     with tempfile.TemporaryDirectory() as folder:
         request = _request(task, seconds, steps, Path(folder))
         after_loop: list[float] = []
-        row = Row.of(
+        row = Row.of_both(
             f"{task}, {steps} steps",
             seconds,
             lambda: stock_song(studio.models.pipeline(), task, request, seconds),
@@ -172,7 +172,7 @@ def vae_rows(pipe: Any, runs: int) -> Iterator[Row]:
             with bench_loop.stock_vae(pipe.vae):
                 work()
 
-        yield Row.of(f"VAE, {ours.__name__}", VAE_SECONDS, stock, ours, runs)
+        yield Row.of_both(f"VAE, {ours.__name__}", VAE_SECONDS, stock, ours, runs)
 
 
 # --- the first song -------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def first_row(seconds: float, steps: int, runs: int) -> Row:
         if done.returncode:
             sys.exit(f"The first song ({side}) failed: {done.stderr[-2000:]}")
 
-    return Row.of(
+    return Row.of_both(
         "first song, with loading", seconds, lambda: start("stock"), lambda: start("studio"), runs
     )
 

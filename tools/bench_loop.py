@@ -107,7 +107,7 @@ def bench(
         far = float(
             (results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max()
         )
-        row = Row.of(
+        row = Row.of_both(
             f"loop, {shape}, {len(plain.layers)} layers, a {'float8 ' * in_float8}{'compiled ' * compiled}step",
             length,
             *(partial(_whole, step, device) for step in sides.values()),

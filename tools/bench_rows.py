@@ -35,7 +35,7 @@ class Row:
     more: dict[str, Any] | None = None
 
     @classmethod
-    def of(
+    def of_both(
         cls,
         what: str,
         seconds: float,

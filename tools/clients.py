@@ -269,10 +269,10 @@ globalThis.localStorage = {
 const daw = await import(%(service)s);
 const folder = %(folder)s;
 daw.setBackendUrl(%(url)s);
-const told = { health: await daw.healthCheck(), models: await daw.listModels() };
-told.category = daw.inferModelCategory(told.models.models[0]);
-told.lego = daw.modelSupportsTaskType('lego');
-told.init = await daw.initModel({ model: told.models.default_model, slot: 1 });
+const answers = { health: await daw.healthCheck(), models: await daw.listModels() };
+answers.category = daw.inferModelCategory(answers.models.models[0]);
+answers.lego = daw.modelSupportsTaskType('lego');
+answers.init = await daw.initModel({ model: answers.models.default_model, slot: 1 });
 const source = new Blob([readFileSync(`${folder}/source.wav`)], { type: 'audio/wav' });
 const song = {
   prompt: 'calm piano', caption: 'calm piano', global_caption: 'calm', lyrics: '', instruction: '',
@@ -303,11 +303,11 @@ await made('lego', {
 // An earlier take by its path, as the DAW sends it.
 const path = new URL(first.file, 'http://x').searchParams.get('path');
 await made('again', { task_type: 'lego', track_name: 'drums', src_audio_path: path });
-told.stats = await daw.getStats();
-told.random = await daw.createRandomSample('custom_mode');
-told.sample = await daw.createSample({ query: 'a slow tango at dusk', instrumental: false });
-told.format = await daw.formatInput({ prompt: 'tango', lyrics: '[Verse]\\nLa', duration: 30, bpm: 90 });
-writeFileSync(`${folder}/told.json`, JSON.stringify(told));
+answers.stats = await daw.getStats();
+answers.random = await daw.createRandomSample('custom_mode');
+answers.sample = await daw.createSample({ query: 'a slow tango at dusk', instrumental: false });
+answers.format = await daw.formatInput({ prompt: 'tango', lyrics: '[Verse]\\nLa', duration: 30, bpm: 90 });
+writeFileSync(`${folder}/answers.json`, JSON.stringify(answers));
 """
 
 
@@ -335,10 +335,10 @@ def daw(checkout: Path, url: str, folder: Path) -> None:
     ran("node", "run.mjs", folder=folder)
     for name in ("text2music", "cover", "repaint", "lego", "again"):
         report("daw", name, folder / f"{name}.wav", SECONDS)
-    told = json.loads((folder / "told.json").read_text())
-    tell("daw", "the rest", told, "health", "category", "lego", "init", "stats", "random")
-    tell("daw", "createSample", told["sample"], "caption", "lyrics", "duration")
-    tell("daw", "formatInput", told["format"], "caption", "duration", "bpm")
+    answers = json.loads((folder / "answers.json").read_text())
+    tell("daw", "the rest", answers, "health", "category", "lego", "init", "stats", "random")
+    tell("daw", "createSample", answers["sample"], "caption", "lyrics", "duration")
+    tell("daw", "formatInput", answers["format"], "caption", "duration", "bpm")
 
 
 LUA = """

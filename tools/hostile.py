@@ -628,16 +628,16 @@ def lasting(
     """Yield a line of facts each minute while attacks go on, the first before them."""
     draw = random.Random(7)
     begun = time.monotonic()
-    told = 0
+    minutes_passed = 0
     attacks = 0
     yield facts(process, folder, 0, 0)
-    while told < minutes:
+    while minutes_passed < minutes:
         draw.choice(list(ATTACKS.values()))(target)
         attacks += 1
         time.sleep(pause)
-        if time.monotonic() - begun >= (told + 1) * 60:
-            told += 1
-            yield facts(process, folder, told, attacks)
+        if time.monotonic() - begun >= (minutes_passed + 1) * 60:
+            minutes_passed += 1
+            yield facts(process, folder, minutes_passed, attacks)
     target.close()
 
 

@@ -59,7 +59,7 @@ def make(name: str) -> dict[str, object]:
             f"{sound.name} has {sound.stat().st_size:,} bytes, more than {MOST_BYTES:,}."
         )
     art = audio_export.picture_for_page(
-        samples, done.record["takes"][0]["seed"], Stored.of(done.record).key
+        samples, done.record["takes"][0]["seed"], Stored.from_record(done.record).key
     )
     picture.write_bytes(base64.b64decode(art.partition(",")[2]))
     parts = np.array_split(samples, COLUMNS, axis=1)

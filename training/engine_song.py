@@ -97,7 +97,7 @@ FROM_BEGINNING = {"text2music": 0.0, "repaint": 0.9}
 """How many examples of a task that are cut out of a longer piece are its beginning."""
 OUT_OF_TIME = 0.5
 """How many other parts of a task have a clock that starts with them, as a visitor's own music has: it tells no beat."""
-HEARD_NOISE = 0.3
+SOURCE_NOISE = 0.3
 """Spread of the noise on some sources at most: the studio's come from the encoder, which misses a little."""
 CHANNELS = torch.ones(LATENTS)
 """What an error of each latent counts: styles are told apart by who plays, and by the drums."""
@@ -301,8 +301,8 @@ class Conditioner(nn.Module):
             attention_mask=sung.attention_mask.bool(),
         )
         timbre = self._timbre(references or [None] * len(texts))
-        there = torch.ones(timbre.shape[:2], dtype=torch.bool, device=timbre.device)
-        states, mask = _pack_sequences(sung_states, timbre, sung.attention_mask.bool(), there)
+        timbre_mask = torch.ones(timbre.shape[:2], dtype=torch.bool, device=timbre.device)
+        states, mask = _pack_sequences(sung_states, timbre, sung.attention_mask.bool(), timbre_mask)
         return _pack_sequences(states, text, mask, words.attention_mask.bool())
 
     def _tokens(self, texts: list[str], longest: int) -> Any:
@@ -636,7 +636,7 @@ class SongStage:
             score = replace(score, lyrics="[Instrumental]")
         target, source, mask, instruction = self._context(rng, task, score, target, here, silence)
         if task != "text2music" and rng.random() < 0.5:
-            source = source + HEARD_NOISE * rng.random() * torch.from_numpy(
+            source = source + SOURCE_NOISE * rng.random() * torch.from_numpy(
                 rng.standard_normal(source.shape, np.float32)
             )
         text, lyrics, details = words_for(score, rng, instruction, float(seconds))

@@ -520,24 +520,24 @@ class EncoderStage:
                 truth = target_of(events, FRAME_TICKS * frames)
             if not held:
                 truth = truth * np.float32(10 ** (rng.uniform(-6, 4) / 20))
-            rows.append((latents, truth, _heard(events)[None]))
+            rows.append((latents, truth, _audible(events)[None]))
         return _stacked(rows, self.device)
 
     def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the square error of the latents; the first frames lack what came before them."""
-        latents, heard, weights = self.draw(
+        latents, sound, weights = self.draw(
             np.random.default_rng([4, step]), self.batch, self.frames
         )
-        read = self.module(heard / self.facts["inscale"].to(self.device))
+        read = self.module(sound / self.facts["inscale"].to(self.device))
         missed = (read - latents / self.facts["std"].to(self.device)) * weights
         return missed.square()[:, 8:].mean(), {}
 
     def measure(self, mean: dict[str, torch.Tensor]) -> dict[str, float]:
         """Return the share of the latents' variance that is missed, and F1 of chords and drums, on held-out pieces."""
-        latents, heard, weights = self.held
+        latents, sound, weights = self.held
         with torch.no_grad():
             read = torch.func.functional_call(
-                self.module, mean, heard / self.facts["inscale"].to(self.device)
+                self.module, mean, sound / self.facts["inscale"].to(self.device)
             )
         read = read * self.facts["std"].to(self.device)
         missed = ((read - latents).square() * weights).mean((0, 1)) / (latents.var((0, 1)) + 0.01)
@@ -551,7 +551,7 @@ class EncoderStage:
         return {"missed": float(missed.mean()), **figures}
 
 
-def _heard(events: Events) -> np.ndarray:
+def _audible(events: Events) -> np.ndarray:
     """Return 1 for latents [32] that the sound tells, 0 for the instrument of a stem that does not play."""
     weights = np.ones(LATENTS, np.float32)
     for stem, numbers in PLAYER_NUMBERS.items():

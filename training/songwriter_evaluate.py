@@ -108,7 +108,7 @@ def couplets_right(row: dict[str, Any]) -> list[bool]:
     return found
 
 
-def about_right(row: dict[str, Any]) -> list[bool]:
+def mentions_brief(row: dict[str, Any]) -> list[bool]:
     return [
         any(mentions(line, word) for line in lines_of(row) for word in content_words(row["brief"]))
     ]
@@ -164,7 +164,7 @@ def measures(lyrics: Sequence[dict[str, Any]]) -> list[Measure]:
         Measure("asked tags, in order", 0.98, tags_right),
         Measure("lines of 3 to 12 syllables", 0.95, lengths_right),
         Measure("couplets that rhyme", 0.60, couplets_right),
-        Measure("a content word of the brief", 0.90, about_right),
+        Measure("a content word of the brief", 0.90, mentions_brief),
         Measure("lines not from the training", 1.00, new_to(lyrics)),
         Measure("real words", 0.99, sound),
         Measure("no line three times in a row", 1.00, varied),

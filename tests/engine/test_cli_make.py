@@ -56,7 +56,10 @@ def test_a_running_studio_makes_it(here, server, capsys, monkeypatch):
     takes = ["make", *SHORT, "--takes", "2", "--out", "both.mp3", "--url", server]
     assert cli_make.run(takes) == 0
     assert capsys.readouterr().out.split() == ["longer.wav", "both-1.mp3", "both-2.mp3"]
-    assert cli_make.run(["make", "x", "--loudness", "-40", "--url", server]) == cli_make.WRONG
+    assert (
+        cli_make.run(["make", "x", "--loudness", "-40", "--url", server])
+        == cli_make.STATUS_WRONG_VALUE
+    )
 
 
 def test_what_is_wrong_is_a_sentence_and_a_status(here, capsys):
@@ -90,7 +93,7 @@ def test_progress_is_told_on_a_terminal_alone_and_an_interruption_cancels(
     monkeypatch.setattr(cli_make, "local", interrupted)
     for terminal, extra, told in ((True, [], True), (False, [], False), (True, ["--quiet"], False)):
         monkeypatch.setattr("sys.stderr.isatty", lambda is_one=terminal: is_one)
-        assert cli_make.run(["make", *SHORT, *extra]) == cli_make.INTERRUPTED == 130
+        assert cli_make.run(["make", *SHORT, *extra]) == cli_make.STATUS_INTERRUPTED == 130
         said = capsys.readouterr()
         assert ("1 of 4" in said.err) is told and "Interrupted." in said.err and not said.out
     assert closed == ["calm piano"] * 3

@@ -46,7 +46,7 @@ def test_names_and_aliases_are_those_of_one_field_each():
     for field in FIELDS:
         assert field.kind in KINDS
         for name in (field.name, *field.aliases):
-            assert Values({name: "7"}).given(field.name) == "7"
+            assert Values({name: "7"}).sent_value(field.name) == "7"
     fields = {name for kind in ("generate", "cover", "extend", "edit") for name in _names(kind)}
     for field in FIELDS:
         for word in field.ours.replace(",", " ").replace(";", " ").split():
@@ -61,9 +61,9 @@ def _names(mode):
 def test_a_field_is_looked_for_in_the_body_then_in_param_obj_then_in_the_metadata():
     body = {"bpm": 90, "param_obj": '{"bpm": 100, "key": "A minor"}', "metas": {"language": "ja"}}
     values = Values(body)
-    assert (values.of("bpm"), values.of("key_scale")) == (90, "A minor")
-    assert values.of("vocal_language") == "ja"
-    assert Values({"metas": "{", "user_metadata": {"bpm": 70}}).of("bpm") == 70
+    assert (values.read("bpm"), values.read("key_scale")) == (90, "A minor")
+    assert values.read("vocal_language") == "ja"
+    assert Values({"metas": "{", "user_metadata": {"bpm": 70}}).read("bpm") == 70
 
 
 def test_values_may_be_strings_and_what_cannot_be_read_is_the_default():
@@ -85,7 +85,7 @@ def test_values_may_be_strings_and_what_cannot_be_read_is_the_default():
         ("track_classes", 3, ()),
         ("seed", [1], "-1"),
     ):
-        assert Values({name: value}).of(name) == read, (name, value)
+        assert Values({name: value}).read(name) == read, (name, value)
 
 
 def test_a_song_of_every_field():
@@ -322,7 +322,7 @@ def test_a_record_that_is_none_makes_an_entry_all_the_same():
     for record in ({}, {"request": [], "plan": 3, "takes": {}, "sampling": "x", "model": None}):
         entry = tasks._take_entry("0" * 32, 1, {"name": "a.wav"}, record, [None], tasks.Asked("x"))
         assert entry["metas"]["bpm"] == "N/A" and json.dumps(entry)
-        assert Stored.of(record).request == {}
+        assert Stored.from_record(record).request == {}
 
 
 def test_the_table_has_the_limits_of_ours():

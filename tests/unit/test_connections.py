@@ -50,7 +50,7 @@ def test_there_are_files_left_for_the_rest(monkeypatch):
     limits = {}
     for soft, hard, most in (
         (256, 256, 53),
-        (100, 100, connections.TOLD),
+        (100, 100, connections.LEAST_CONNECTIONS),
         (1024, 1_000_000, 1000),
         (256, resource.RLIM_INFINITY, 1000),
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1000),

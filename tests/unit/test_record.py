@@ -97,7 +97,7 @@ def test_no_client_takes_a_part_of_it_for_a_file(kind: Any):
 
 
 def test_a_record_that_comes_back_is_read_as_far_as_it_has_the_form_of_one():
-    stored = Stored.of(
+    stored = Stored.from_record(
         {
             "mode": "cover",
             "request": {"key": "C major", "options": {"steps": 3}},
@@ -114,7 +114,7 @@ def test_a_record_that_comes_back_is_read_as_far_as_it_has_the_form_of_one():
         17,
     )
     assert (stored.is_planned, stored.key) == (True, "Eb minor")
-    assert Stored.of({"request": {"key": "C major"}, "plan": None}).key == "C major"
+    assert Stored.from_record({"request": {"key": "C major"}, "plan": None}).key == "C major"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_record_that_comes_back_is_read_as_far_as_it_has_the_form_of_one():
     ],
 )
 def test_a_record_of_any_other_form_is_empty(value: Any):
-    stored = Stored.of(value)
+    stored = Stored.from_record(value)
     assert (stored.seed, stored.variation_seed, stored.is_planned, stored.key) == (
         None,
         None,
