@@ -1,8 +1,8 @@
-"""Bodies of requests in memory: all together have a limit, and each has to go on arriving.
+"""Bodies of requests in memory: all together have a limit, and each has to keep arriving.
 
-Every reader limits a single body. But a thousand connections may each send most of one and wait, so
-that four megabytes become four gigabytes. Small bodies always pass: whoever holds the room for large
-ones keeps nobody from a song.
+Every reader limits the one body that it reads. But a thousand connections may each send most of a
+body and then wait, so that four megabytes become four gigabytes. Small bodies always pass: a caller
+who fills the room for large ones keeps nobody from making a song.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import time
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import api_uploads
 
 MOST_BYTES = 128 * 2**20  # of all bodies behind their first `FREE_BYTES`
-FREE_BYTES = 2**16  # of each body that pass without being counted
+FREE_BYTES = 2**16  # at the start of each body, which are not counted
 TO_DISK = ("/upload", "/release_task")  # routes that write the files of a form while they arrive
 FULL = "The studio is reading too many large requests. Try again in a moment."
+BROKEN_OFF = "The connection closed before the whole body arrived."
 TOO_SLOW = "The body of the request arrived too slowly and was given up. Try again."
 
 
 class Bodies:
-    """Counts the bodies that are read until they are answered; files go to the disk and do not count."""
+    """Counts the bytes of bodies until their requests are answered; files go to the disk and do not count."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -62,6 +64,19 @@ class Bodies:
             await self.app(scope, limited, send)
         finally:
             self.held -= counted
+
+
+async def whole_body(scope: Scope, receive: Receive, most: int, too_long: str) -> bytes:
+    """Return the body of a request; raises HTTPException, with `too_long` beyond `most` bytes."""
+    body = bytearray()
+    try:
+        async for part in Request(scope, receive).stream():
+            body += part
+            if len(body) > most:
+                raise HTTPException(413, too_long)
+    except ClientDisconnect:
+        raise HTTPException(400, BROKEN_OFF) from None
+    return bytes(body)
 
 
 async def _receive_soon(receive: Receive) -> Message:

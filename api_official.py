@@ -31,7 +31,7 @@ from fastapi.routing import APIRoute
 from gradio.context import LocalContext
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute
 
@@ -41,6 +41,7 @@ import api_official_tasks as tasks
 import api_uploads
 import limits
 import served
+from api_bodies import whole_body
 from api_official_fields import FIELDS, Values, text
 from api_runs import note_visitor, owner_of
 from audio import MAX_UPLOAD_BYTES
@@ -190,15 +191,8 @@ def _status_of(problem: Problem) -> int:
 
 async def read_body(request: Request, most: int = MOST_JSON_BYTES) -> bytes:
     """Return the whole body; raises HTTPException if it is longer than `most` bytes."""
-    found = bytearray()
-    try:
-        async for part in request.stream():
-            found += part
-            if len(found) > most:
-                raise HTTPException(413, f"The body may have up to {limits.size_text(most)}.")
-    except ClientDisconnect:
-        raise HTTPException(400, "The connection closed before the whole body arrived.") from None
-    return bytes(found)
+    too_long = f"The body may have up to {limits.size_text(most)}."
+    return await whole_body(request.scope, request.receive, most, too_long)
 
 
 def json_object(body: bytes) -> dict[str, Any]:

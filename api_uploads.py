@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import anyio
 from gradio_client.utils import strip_invalid_filename_characters
@@ -63,7 +63,6 @@ TOO_LARGE = (
 NO_ROOM = "The studio has no room for this file. Try again later, or with a smaller one."
 BUSY = f"{MOST_AT_ONCE} uploads are arriving already. Try again in a moment."
 TOO_SLOW = "The upload arrived too slowly and was given up. Try again."
-FOREIGN = "Only the studio's own page may upload from a browser."
 
 
 def most_bytes(name: str) -> int:
@@ -206,33 +205,6 @@ async def _news(arrival: Arrival) -> AsyncIterator[str]:
 
 def _sse(news: dict[str, object]) -> str:
     return f"data: {json.dumps(news)}\n\n"
-
-
-def check_origin(scope: Scope, own_hosts: set[str]) -> None:
-    """Raise HTTPException if the page of another site sends this request.
-
-    A browser says so itself, except over plain HTTP, where the origin is compared with the host that
-    was asked and with `own_hosts`. Programs send neither.
-    """
-    headers = Headers(scope=scope)
-    site = headers.get("sec-fetch-site", "").lower()
-    if site in ("same-origin", "none"):
-        return
-    origin = headers.get("origin")
-    if site == "cross-site":
-        raise HTTPException(403, FOREIGN)
-    if origin is None:
-        return
-    hosts = {_host_of(f"//{headers.get(name, '')}") for name in ("host", "x-forwarded-host")}
-    if _host_of(origin) not in (hosts | own_hosts) - {""}:
-        raise HTTPException(403, FOREIGN)
-
-
-def _host_of(address: str) -> str:
-    try:
-        return urlsplit(address).hostname or ""
-    except ValueError:
-        return ""
 
 
 def _boundary(headers: Headers, rules: Rules) -> bytes:

@@ -20,6 +20,7 @@ from gradio.routes import App
 from starlette.requests import Request
 
 import api_guard
+import api_hosts
 import audio
 import served
 from bootstrap import page_folder
@@ -118,7 +119,7 @@ def test_behind_a_proxy_the_pages_own_address_counts(page, headers, believed, na
     async def app(scope, *_):
         seen["root"] = get_root_url(Request(scope), "/gradio_api/queue/join", None)
 
-    hosts = api_guard.KnownHosts(app, {"ACE_STUDIO_HOSTS": "music.example"})
+    hosts = api_hosts.KnownHosts(app, {"ACE_STUDIO_HOSTS": "music.example"})
     value = page if name == "origin" else f"{page}/?view=1"
     given = {**headers, "sec-fetch-site": "same-origin", name: value}
     scope = {
@@ -185,7 +186,7 @@ def test_a_file_that_is_gone_and_one_that_is_nobodys_business_get_one_answer(ser
     ids=str,
 )
 def test_the_names_that_are_answered_are_those_it_was_started_for(environ, known, unknown):
-    hosts = api_guard.KnownHosts(lambda *_: None, environ)
+    hosts = api_hosts.KnownHosts(lambda *_: None, environ)
     assert [host for host in known if not hosts.knows(host)] == []
     assert [host for host in unknown if hosts.knows(host)] == []
 
