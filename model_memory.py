@@ -445,12 +445,9 @@ class Placing:
         loaded = self._models
         device = loaded.device()
         sizes = sizes_of(loaded.weights, device, self._bytes_in)
-        planner = loaded.planner.weights
-        # Planner checkpoints are bfloat16, the tests' is float32.
-        stored_wide = models.planner_dtype(device) == "float32" and planner.source != "preview"
         return replace(
             sizes,
-            planner=self._bytes_in(planner.folder) * (2 if stored_wide else 1),
+            planner=planner_size(device, loaded.planner.weights, self._bytes_in),
             songwriter=self._bytes_in(loaded.lyrics.weights.folder),
         )
 
@@ -479,6 +476,17 @@ def sizes_of(weights: Weights, device: Device, bytes_in: Any = bytes_in) -> Size
         largest=max(others),
         eight_bits=parts["transformer"] // 2,
     )
+
+
+def planner_size(device: Device, weights: Weights, bytes_in: Any = bytes_in) -> int:
+    """Return what the planner takes on `device`: planner checkpoints are bfloat16, the tests' is float32."""
+    size = bytes_in(weights.folder)
+    if not size or weights.source == "preview":
+        return size
+    storage = models.planner_storage(device)
+    if storage == models.planner_dtype(device):
+        return size * estimate.bytes_a_number(storage) // 2
+    return size + 4 * model_offload.MOST_WIDENED
 
 
 def _bytes_a_number(part: str, device: Device) -> int:

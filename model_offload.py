@@ -98,47 +98,68 @@ def cast_on_use(
 MOST_WIDENED = 70_000_000
 
 
+class Widener:
+    """Widens one weight at a time, always into the same memory.
+
+    New memory for each would cost several times as much as the widening.
+    """
+
+    def __init__(self, numbers: int):
+        import torch
+
+        self._memory = torch.empty(numbers)
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return `weight`, a matrix or the transpose of one, in float32; it holds until the next call."""
+        if not weight.is_contiguous():
+            return self(weight.T).T
+        return self._memory[: weight.numel()].view(weight.shape).copy_(weight)
+
+    def linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the linear layer of `x` [..., in] by `weight` [out, in], which is widened in parts if it is large."""
+        import torch
+        from torch.nn.functional import linear
+
+        rows = max(len(self._memory) // weight.shape[1], 1)
+        if bias is not None:
+            bias = bias.float()
+        results = []
+        for first in range(0, len(weight), rows):
+            places = slice(first, first + rows)
+            part_bias = None if bias is None else bias[places]
+            results.append(linear(x, self(weight[places]), part_bias))
+        if len(results) == 1:
+            return results[0]
+        return torch.cat(results, dim=-1)
+
+
 def widen_on_use(model: torch.nn.Module, narrow_rows: int = 0) -> None:
     """Make a language model with narrow weights compute in float32, bit for bit as if its weights
     were wide.
 
     Inputs of up to `narrow_rows` rows are multiplied in the narrow numbers, which is faster where
     widening all weights takes longer than the products. Unlike `cast_on_use`, nothing is written
-    back. What is not a linear layer or an embedding is small, and becomes float32.
+    back. What is not a linear layer or an embedding is small, and becomes float32. The model's
+    `widener` is for code that uses its weights without calling its modules.
     """
     import torch
 
     linear, embedding = _wide_classes()
+    layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    largest = max(layer.weight.numel() for layer in layers)
+    model.widener = Widener(min(largest, MOST_WIDENED))
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             module.__class__ = linear
             module.narrow_rows = narrow_rows
+            module.widener = model.widener
         elif type(module) is torch.nn.Embedding:
             module.__class__ = embedding
         else:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float()
-
-
-def wide_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Return the linear layer of `x` [..., in]; its `weight` [out, in] is widened, in parts if it is large."""
-    import torch
-    from torch.nn.functional import linear
-
-    if bias is not None:
-        bias = bias.to(x.dtype)
-    rows = max(MOST_WIDENED // weight.shape[1], 1)
-    if weight.dtype == x.dtype or len(weight) <= rows:
-        return linear(x, weight.to(x.dtype), bias)
-    results = []
-    for number, part in enumerate(weight.split(rows)):
-        part_bias = None
-        if bias is not None:
-            part_bias = bias[number * rows : (number + 1) * rows]
-        results.append(linear(x, part.to(x.dtype), part_bias))
-    return torch.cat(results, dim=-1)
 
 
 @functools.cache
@@ -149,11 +170,12 @@ def _wide_classes() -> tuple[type, type]:
         """A linear layer whose narrow weight is widened while it works, unless there are few rows."""
 
         narrow_rows: int
+        widener: Widener
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if x[..., 0].numel() <= self.narrow_rows:
                 return super().forward(x.to(self.weight.dtype)).to(x.dtype)
-            return wide_linear(x, self.weight, self.bias)
+            return self.widener.linear(x, self.weight, self.bias)
 
     class WideEmbedding(torch.nn.Embedding):
         """An embedding whose rows are widened once they are chosen."""

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+import model_offload
 import planner_layers
 import prompt_facts
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
 from limits import INSTRUMENTAL, LANGUAGES, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
 from model_weights import Weights, unusable
-from models import Device, free_memory, planner_dtype, quiet_libraries
+from models import Device, free_memory, planner_dtype, planner_storage, quiet_libraries
 from params import GenerateOptions, GenerateRequest, InspireRequest, PolishRequest, SongWords
 from plain_text import plain
 from planner_decoding import (
@@ -477,7 +478,7 @@ def load_planner(weights: Weights, device: Device) -> Planner:
         tokenizer = _tokenizer(weights.local_folder, changed)
         model = AutoModelForCausalLM.from_pretrained(
             weights.folder,
-            dtype=getattr(torch, planner_dtype(device)),
+            dtype=getattr(torch, planner_storage(device)),
             attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
@@ -489,6 +490,8 @@ def load_planner(weights: Weights, device: Device) -> Planner:
             # On ZeroGPU weights are stand-ins until a card is attached: `CachedLayers` joins them.
             planner_layers.join_weights(model)
             free_memory()
+        if planner_storage(device) != planner_dtype(device):
+            model_offload.widen_on_use(model)
         if not tokenizer.chat_template:
             raise Unfit("its tokenizer has no chat template")
         return Planner(model, tokenizer, weights.model_id)

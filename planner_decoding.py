@@ -425,6 +425,8 @@ class CodeWriter:
         self._code_ids = code_ids
         device = model.device
         self._weight, self._bias = _rows(model.get_output_embeddings(), code_ids)
+        widener = getattr(model, "widener", None)
+        self._linear = widener.linear if widener else torch.nn.functional.linear
         self._chances = chances(seeds, count).to(device)
         self._drawn = torch.zeros((self._takes, count), dtype=torch.long, device=device)
         self._number = torch.zeros(1, dtype=torch.long, device=device)
@@ -483,7 +485,7 @@ class CodeWriter:
         import torch
 
         with torch.no_grad():
-            logits = torch.nn.functional.linear(hidden, self._weight, self._bias).float()
+            logits = self._linear(hidden, self._weight, self._bias).float()
             if self._guidance != 1:
                 wanted, plain = logits.chunk(2)
                 logits = plain.lerp(wanted, self._guidance)

@@ -102,10 +102,13 @@ class CachedLayers:
         self._heads = config.num_attention_heads
         self._groups = config.num_key_value_heads
         self._size = config.head_dim
+        # Where weights are stored in fewer bits than are computed with, each is widened for its use.
+        self._wide = getattr(model, "widener", _unchanged)
+        dtype = body.norm.weight.dtype
         length = stretch_end(length - 1)
         shape = (config.num_hidden_layers, len(pads), self._groups, self._size, length)
-        self._keys = torch.zeros(shape, device=device, dtype=model.dtype)
-        self._values = torch.zeros(shape, device=device, dtype=model.dtype)
+        self._keys = torch.zeros(shape, device=device, dtype=dtype)
+        self._values = torch.zeros(shape, device=device, dtype=dtype)
         self._embedding = body.embed_tokens.weight
         self._norm = _Norm(body.norm)
         self._layers = [_weights(layer) for layer in body.layers]
@@ -171,7 +174,7 @@ class CachedLayers:
 
         rows = tokens.shape[0]
         heads = self._heads
-        x = self._embedding[tokens.flatten()]
+        x = self._embedding[tokens.flatten()].to(self._keys.dtype)
         # Split by layer all at once, for fewer operations.
         all_keys = self._keys.unbind()
         all_values = self._values.unbind()
@@ -180,7 +183,7 @@ class CachedLayers:
         for layer, (cos, sin) in enumerate(self._rotations(positions)):
             before_attention, qkv, out, before_mlp, gate_up, down = self._layers[layer]
             # All heads are normed: leaving out the values would take a copy of the others.
-            mixed = torch.mm(before_attention(x), qkv).unflatten(-1, (-1, self._size))
+            mixed = torch.mm(before_attention(x), self._wide(qkv)).unflatten(-1, (-1, self._size))
             both = self._unit.unit(mixed)[:, : cos.shape[1]]
             both = torch.addcmul(both * cos, both.roll(self._size // 2, dims=-1), sin)
             new_keys = _by_head(both[:, heads:], rows)
@@ -192,9 +195,9 @@ class CachedLayers:
                 attended = self._attention(query, seen_keys[layer], seen_values[layer], positions)
             else:
                 attended = self._single(query, seen_keys[layer], seen_values[layer], mask)
-            x.addmm_(attended, out)
-            gate, up = torch.mm(before_mlp(x), gate_up).chunk(2, dim=-1)
-            x.addmm_(silu(gate).mul_(up), down)
+            x.addmm_(attended, self._wide(out))
+            gate, up = torch.mm(before_mlp(x), self._wide(gate_up)).chunk(2, dim=-1)
+            x.addmm_(silu(gate).mul_(up), self._wide(down))
         return self._norm(x.view(rows, -1, x.shape[-1])[:, -1])
 
     def _rotations(self, place: torch.Tensor) -> Iterator[Sequence[torch.Tensor]]:
@@ -245,6 +248,10 @@ class CachedLayers:
             query.flatten(2, 3), keys, values, attn_mask=mask.repeat(1, 1, group, 1)
         )
         return out.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(1)
+
+
+def _unchanged(weight: torch.Tensor) -> torch.Tensor:
+    return weight
 
 
 def _weights(layer: Any) -> tuple[Any, ...]:

@@ -706,15 +706,16 @@ def _joined(model: Any) -> float:
     import torch
 
     layer = model.get_decoder().layers[0]
+    dtype = model.get_decoder().norm.weight.dtype
     attention = layer.self_attn
     found = []
     for parts in (
         (attention.q_proj, attention.k_proj, attention.v_proj),
         (layer.mlp.gate_proj, layer.mlp.up_proj),
     ):
-        weights = [part.weight.detach().clone() for part in parts]
+        weights = [part.weight.detach().to(dtype, copy=True) for part in parts]
         x = _noise(1, PROMPT, weights[0].shape[1]).to(weights[0])
-        joined = planner_layers.joined(*parts)
+        joined = planner_layers.joined(*parts).to(dtype)
         with torch.no_grad():
             together = (x @ joined.T).split([len(weight) for weight in weights], dim=-1)
             for made, weight in zip(together, weights, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ import lyrics
 import model_memory
 import model_offload
 import models
+import planner
+import planner_decoding
+import planner_layers
 from model_weights import Weights
+from params import parse_request
 from tests.program import python
 from tests.weights import CPU, PLANNER, SONGWRITER, round_weights, weights_in
 
@@ -92,33 +97,92 @@ def test_a_large_matrix_is_widened_in_parts(bias, monkeypatch):
     layer = torch.nn.Linear(8, 50, bias=bias).to(torch.bfloat16)
     x = torch.randn(3, 8)
     with torch.no_grad():
-        whole = model_offload.wide_linear(x, layer.weight, layer.bias)
+        whole = layer.float()(x)
+        model = torch.nn.Sequential(layer.to(torch.bfloat16))
         monkeypatch.setattr(model_offload, "MOST_WIDENED", 64)
+        model_offload.widen_on_use(model)
         widened: list[int] = []
-        split = torch.Tensor.split
+        copy = torch.Tensor.copy_
         monkeypatch.setattr(
             torch.Tensor,
-            "split",
-            lambda tensor, rows: widened.append(rows * 8) or split(tensor, rows),
+            "copy_",
+            lambda tensor, other: widened.append(other.numel()) or copy(tensor, other),
         )
-        parts = model_offload.wide_linear(x, layer.weight, layer.bias)
+        parts = model(x)
     assert max(widened) == 64
+    assert sum(widened) == 50 * 8
     # Eight products of numbers around one are summed, in whatever order.
     assert torch.allclose(parts, whole, atol=8 * torch.finfo(torch.float32).eps * 8)
 
 
-def test_the_planner_computes_in_float32_and_takes_less_than_the_song_model(
-    make_studio, monkeypatch
-):
-    weights = Weights("planner", PLANNER, "variable", "", "transformers", None, "planner")
+def planner_weights(folder: Path) -> Weights:
+    return Weights("planner", folder, "variable", "", "transformers", None, "planner")
+
+
+@pytest.fixture
+def narrow_planner(tmp_path) -> Path:
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(PLANNER, tmp_path, dirs_exist_ok=True)
+    AutoModelForCausalLM.from_pretrained(PLANNER, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def finished(work):
+    """Return what a generator returns, or else the last that it yields."""
+    last = None
+    while True:
+        try:
+            last = next(work)
+        except StopIteration as end:
+            return last if end.value is None else end.value
+
+
+def planned(found: planner.Planner) -> list[object]:
+    """Return what the planner's own layers, those of transformers, its codes, a plan and its judgement come to."""
+    tokens = torch.arange(5, 25).reshape(2, 10)
+    pads = [0, 4]
+    made: list[object] = []
+    ours = planner_layers.CachedLayers(found.model, pads, 12)
+    for reader in (ours, planner_layers.PlainLayers(found.model, pads)):
+        made += [reader.read(tokens), reader.read(tokens[:, :1])]
+    ids = found.vocabulary.code_ids
+    draw = planner_decoding.Draw(1.0)
+    writer = planner_decoding.CodeWriter(found.model, ids, ([5, 6, 7], [8]), (1, 2), 12, draw)
+    made.append(finished(writer.run()))
+    request = parse_request("generate", {"prompt": "warm lofi piano", "lyrics": "Soft light"})
+    plan = finished(planner.plan(found, request, (7,)))
+    made += [plan.codes, plan.words()]
+    made.append(planner.recognition(found, request, "warm lofi piano", range(1, 50), 10.0))
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.numbers
+def test_the_planner_is_widened_bit_for_bit_on_a_processor_that_is_short_of_memory(narrow_planner):
+    widened = planner.load_planner(planner_weights(narrow_planner), SLOW)
+    layer = widened.model.get_decoder().layers[0]
+    assert layer.mlp.down_proj.weight.dtype == torch.bfloat16
+    assert layer.self_attn.q_proj.weight.dtype == torch.bfloat16
+    wide = planner.load_planner(planner_weights(narrow_planner), CPU)
+    assert wide.model.get_decoder().layers[0].mlp.down_proj.weight.dtype == torch.float32
+    for made, exact in zip(planned(widened), planned(wide), strict=True):
+        if isinstance(exact, torch.Tensor):
+            assert made.dtype == exact.dtype
+            assert torch.equal(made, exact)
+        else:
+            assert made == exact
+
+
+def test_the_planner_is_counted_as_it_lies_in_memory(make_studio, monkeypatch):
     studio = make_studio()
-    monkeypatch.setattr(studio.models, "known_device", SLOW)
-    monkeypatch.setattr(studio.models.planner, "weights", weights)
-    assert models.planner_dtype(SLOW) == "float32"
+    monkeypatch.setattr(studio.models.planner, "weights", planner_weights(PLANNER))
     monkeypatch.setattr(model_memory, "bytes_in", lambda folder: 3_710_000_000)
+    monkeypatch.setattr(studio.models, "known_device", CPU)
     assert studio.placing.sizes().planner == 2 * 3_710_000_000
-    real = sum(size * model_memory.GB for size in model_memory.XL_PARTS_GB.values())
-    assert studio.placing.sizes().planner < real
+    monkeypatch.setattr(studio.models, "known_device", SLOW)
+    widened_at_once = 4 * model_offload.MOST_WIDENED
+    assert studio.placing.sizes().planner == 3_710_000_000 + widened_at_once
 
 
 @pytest.mark.slow

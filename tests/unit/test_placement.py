@@ -132,7 +132,7 @@ def job(ledger: Ledger, mode: str, **values) -> str:
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence.__name__)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "cpu, widening"])
 def test_no_job_uses_more_than_was_counted(kind, sequence, tmp_path, monkeypatch):
     # Rooms around each plan's needs, so that every plan is chosen, with and without the planner beside the song model.
     for number, room in enumerate((6, 8, 10, 12, 14, 16, 18, 20, 24, 34, 48)):
