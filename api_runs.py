@@ -65,7 +65,7 @@ def line_of(facts: Mapping[str, Any]) -> str:
         progress = Progress(**facts["progress"])
     else:
         progress = Progress("preparing")
-    if facts["tokens"]:
+    if facts["tokens"] and (facts["mode"] == "lyrics" or progress.stage == "writing"):
         sentence = tooltips.writing_sentence(facts["tokens"], progress.elapsed)
         return theme.line("running", sentence, spoken_when="writing")
     return theme.progress(progress, facts["note"])

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,13 +228,14 @@ class Backend:
                     if isinstance(event, Failed):
                         raise StudioError.from_problem(event.problem)
                     if isinstance(event, Done):
-                        return with_sketch(request, event.record["sketch"])
+                        return with_sketch(request, _sketch_of(event.record))
                     yield event
         except StudioError as error:
-            idea = getattr(request.words, "idea", "")
+            idea = request.idea
             if not idea and not request.prompt:
                 raise
-            note = f"The planner did not write the words: {error.problem.message}"
+            writer = "songwriter" if request.words.mode == "lyrics" else "planner"
+            note = f"The {writer} did not write the words: {error.problem.message}"
             yield Progress("preparing", note=note)
             return with_sketch(request, {"prompt": idea})
         raise StudioError("cancelled", "Cancelled before it was done.")
@@ -324,6 +325,13 @@ class Backend:
     def _work(self, request: Request, source: float) -> estimate.Work:
         planned = self.models.planner.weights.folder is not None
         return estimate.work_of(request, self.settle(request), source=source, planner=planned)
+
+
+def _sketch_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the song in words that a planner wrote, or that a songwriter wrote the lyrics of."""
+    if "sketch" in record:
+        return record["sketch"]
+    return {"lyrics": record["text"]}
 
 
 def _words_record(job: Job, outcome: Outcome) -> WordsRecord:

@@ -31,7 +31,7 @@ TAKEN = {
     "describe": {"source": "source"},
 }
 # The fields that a result may fill, or that decide where it goes.
-FILLED = (*SONG_FIELDS, "instrumental", "action", "source_prompt", "source_lyrics")
+FILLED = (*SONG_FIELDS, "instrumental", "words", "action", "source_prompt", "source_lyrics")
 # In a morph a description fills the words of the source: the visitor chooses what it turns into.
 IN_A_MORPH = {"prompt": "source_prompt", "lyrics": "source_lyrics"}
 
@@ -127,4 +127,6 @@ def filling(
     own_lyrics = held[places.get("lyrics", "lyrics")].strip()
     if held["instrumental"] or (mode == "describe" and own_lyrics):
         found.pop("lyrics", None)
+    if found.get("lyrics") and "words" in held:
+        found["words"] = ""  # they are the visitor's by now
     return {places.get(name, name): value for name, value in found.items()}

@@ -253,10 +253,12 @@ def add_lyrics(form: Form, *numbers: str) -> None:
         for name in numbers:
             form.add_number(name)
 
+    off = tooltips.WORDS_OFF if form.mode == "generate" else tooltips.LYRICS_OFF
+
     def switch(instrumental: bool, task: str = form.mode) -> tuple[dict[str, Any], dict[str, Any]]:
         prompt = gr.update(info=help_text("prompt", task=task))
         if instrumental:
-            return prompt, gr.update(interactive=False, info=tooltips.LYRICS_OFF)
+            return prompt, gr.update(interactive=False, info=off)
         return prompt, gr.update(interactive=True, info=help_text("lyrics", task=task))
 
     switches = list(form.components(["instrumental", "action"]).values())

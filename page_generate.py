@@ -13,20 +13,23 @@ import gradio as gr
 import page_fields
 import page_form
 import page_hints
+import page_words
 import theme
 import tooltips
 from backend import Backend
+from events import InvalidRequest, Problem
 from page_assist import Assist
 from page_fields import Examples, SongTab
-from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of, without
+from page_form import AT_ONCE, QUIET, Field, Form, Updates, html, updates_of, without
 from page_run import tab_run_bar
 from page_takes import Made, ResultPanel
-from status import Status
+from params import GenerateRequest, Request
+from status import UNKNOWN, Status
 
 # The examples' songs and their cards (tools/make_examples.py).
 SOUNDS = Path(__file__).with_name("assets") / "examples"
 # The fields that an example replaces, and what they hold if the example says nothing of them.
-BLANK_SONG = {**page_form.SONG, "duration": None}
+BLANK_SONG = {**page_form.SONG, "duration": None, "words": page_words.NOT_CHOSEN}
 PLAN_OPTIONS = (
     "options.rewrite",
     "options.exclude",
@@ -39,14 +42,31 @@ PLAN_OPTIONS = (
 
 class GenerateForm(Form):
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
-        read = super().read(values)
+        read = without(super().read(values), ["words"])
         if read["options.plan"]:
             return read
         return without(read, PLAN_OPTIONS)
 
+    def request(self, values: Iterable[Any]) -> Request:
+        """Return the request of a song, whose words are written first if that was chosen."""
+        held = dict(zip(self.fields, values, strict=True))
+        status = self.studio.status()
+        words = page_words.choice(held, status)
+        if words == page_words.WRITE:
+            held["lyrics"] = ""  # kept, but not used
+        if words == page_words.OWN and not (held["lyrics"] or "").strip():
+            raise InvalidRequest(Problem("invalid", tooltips.NO_OWN_WORDS, "lyrics"))
+        song = super().request(held.values())
+        if words == page_words.WRITE:
+            assert isinstance(song, GenerateRequest)
+            return page_words.written_first(song, status)
+        return song
+
     def show(self, values: Mapping[str, Any]) -> Updates:
         if values.get("options.plan") and not self.studio.status().planner.available:
             values = {**values, "options.plan": False}
+        if values.get("lyrics") and "words" not in values:
+            values = {**values, "words": page_words.NOT_CHOSEN}
         return super().show(values)
 
 
@@ -59,6 +79,7 @@ def generate_tab(studio: Backend) -> SongTab:
                 examples = _examples(form)
                 page_fields.add_prompt(form)
                 assist = Assist(form, "inspire", "polish")
+                _add_words(form)
                 page_fields.add_lyrics(form, "duration")
                 html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
             result = page_fields.add_result(form)
@@ -93,6 +114,16 @@ def _examples(form: Form) -> Examples:
     cards = json.loads((SOUNDS / "cards.json").read_text(encoding="utf-8"))
     caption = theme.songs(tooltips.SONGS_LABEL, cards, SOUNDS)
     return Examples(form, caption, plays=True, js_on_load=theme.script("examples"))
+
+
+def _add_words(form: Form) -> None:
+    """Add the choice of the words; its buttons write into a hidden box, and tick Instrumental."""
+    words = html(
+        page_words.shown(UNKNOWN), elem_id="generate-words-choice", js_on_load=theme.script("faces")
+    )
+    box = gr.Textbox(visible="hidden", value=page_words.NOT_CHOSEN, elem_id="generate-words")
+    form.add_field("words", Field(box))
+    form.on_status(lambda status: {words: page_words.shown(status)})
 
 
 def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:

@@ -22,6 +22,7 @@ from gradio.events import Dependency
 import api_runs
 import page_form
 import page_widgets
+import page_words
 import runs_former
 import theme
 import tooltips
@@ -169,6 +170,7 @@ class Ended:
     seconds: float  # how long it ran
     tag: Any  # what the page gave the run at its start; None if that was in an earlier process
     numbers: tuple[int, ...]  # of the takes, from 1; some that an earlier process made may be gone
+    written: bool = False  # whether its words were written with it
 
 
 def connect_run(
@@ -243,7 +245,7 @@ def start(
 
 
 def _without_files(request: Request) -> dict[str, Any]:
-    return request.model_dump(mode="json", exclude=set(AUDIO_FIELDS))
+    return request.model_dump(mode="json", exclude={*AUDIO_FIELDS, "words"})
 
 
 def connect_end(
@@ -303,7 +305,9 @@ def _made(runs: Runs, run: Run | None, run_id: str) -> Ended | None:
     """Return what a run has made, also one that only its files tell of; None if that is nothing."""
     if run and isinstance(run.outcome, Done):
         numbers = tuple(range(1, len(run.outcome.files) + 1))
-        return Ended(run.id, run.request, run.outcome, run.seconds, run.tag, numbers)
+        request = page_words.as_made(run.request, run.outcome.record)
+        written = request is not run.request
+        return Ended(run.id, request, run.outcome, run.seconds, run.tag, numbers, written)
     former = None if run else runs_former.song_of(runs, run_id)
     if former:
         return Ended(run_id, former.request, former.done, 0.0, None, former.numbers)

@@ -69,11 +69,11 @@ def connect_lyrics(lyrics: LyricsTab, generate: SongTab, tabs: gr.Tabs) -> None:
     """
     panel = lyrics.panel
     undo = generate.assist.undo
-    names = ("lyrics", "language", "instrumental")
+    names = ("lyrics", "language", "instrumental", "words")
     fields = list(generate.form.components(names).values())
 
     def use(text: str, language: str, former: list[dict[str, Any]], *held: Any) -> Updates:
-        values = {"lyrics": text, "language": language, "instrumental": False}
+        values = {"lyrics": text, "language": language, "instrumental": False, "words": ""}
         kept = undo.keep(former, dict(zip(names, held, strict=True)))
         return {**generate.form.show(values), **kept, tabs: gr.Tabs(selected="generate")}
 

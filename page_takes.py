@@ -22,6 +22,7 @@ import audio
 import audio_export
 import audio_waveform
 import page_widgets
+import page_words
 import prompt_facts
 import runs_former
 import song_align
@@ -105,6 +106,9 @@ class ResultPanel:
         self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
         cards = [card(each, can_time) for each in made]
+        if ended.written:
+            for each in cards[len(kept) :]:
+                each["words"] = ended.request.lyrics
         place = song_score.best([each.take.get("score") for each in made])
         if place is not None:
             cards[place]["best"] = _why_best(made, place)
@@ -146,7 +150,7 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
     return {
         "id": made.file,
         "seed": made.take["seed"],
-        "title": textwrap.shorten(made.request.prompt, 60, placeholder=" ..."),
+        "title": _title(made),
         "facts": [tooltips.clock(made.take["duration"]), *facts],
         "levels": tooltips.take_levels(made.take),
         "warnings": made.take["warnings"],
@@ -162,6 +166,13 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
         "can_be_timed": can_time and made.sings_its_lyrics(),
         "settings": _settings(made),
     }
+
+
+def _title(made: Made) -> str:
+    """Return what the song is called: as its words are, or what its prompt says."""
+    lyrics = made.request.sung_lyrics()
+    words = "" if lyrics == INSTRUMENTAL else page_words.title(lyrics)
+    return textwrap.shorten(words or made.request.prompt, 60, placeholder=" ...")
 
 
 def _source(request: SongRequest) -> dict[str, Any] | None:

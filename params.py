@@ -403,7 +403,16 @@ class WrittenRequest(GenerateRequest):
     stay."""
 
     needs_words: ClassVar[bool] = False
-    words: InspireRequest | PolishRequest
+    words: InspireRequest | PolishRequest | LyricsRequest
+
+    @property
+    def idea(self) -> str:
+        """Return what the words are to be about, "" if nobody said."""
+        if isinstance(self.words, LyricsRequest):
+            return self.words.brief
+        if isinstance(self.words, InspireRequest):
+            return self.words.idea
+        return ""
 
 
 class DescribeRequest(Request, mode="describe"):
@@ -448,7 +457,7 @@ def written_request(words: Request, values: Mapping[str, Any]) -> WrittenRequest
 
 
 def with_sketch(request: WrittenRequest, sketch: Mapping[str, Any]) -> Request:
-    """Return the song of `request` with the fields of a planner's `sketch`; raises InvalidRequest."""
+    """Return the song of `request` with the fields of a `sketch`, a song in words; raises InvalidRequest."""
     fields = {name: getattr(request, name) for name in GenerateRequest.model_fields}
     if "duration" not in request.model_fields_set:
         fields["duration"] = None

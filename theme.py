@@ -297,6 +297,18 @@ def lengths() -> str:
     return f"{group}<p>{label}</p>{''.join(chips)}</div>"
 
 
+def words(names: Mapping[str, str], notes: Mapping[str, str], usual: str) -> str:
+    """Return the buttons that choose a song's words, with a remark about the chosen one.
+
+    `usual` is what holds without a choice and without words.
+    """
+    buttons = "".join(_toggle(f'data-words="{value}"', name) for value, name in names.items())
+    label = escape(tooltips.WORDS_LABEL)
+    data = f'data-usual="{usual}" data-notes="{escape(json.dumps(notes))}"'
+    group = f'<div class="segments" role="group" aria-label="{label}">{buttons}</div>'
+    return f'<div class="song-words" {data}><p>{label}</p>{group}<p class="remark note"></p></div>'
+
+
 def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
     """Return the line that names the fields not at their default.
 

@@ -67,6 +67,7 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "cover.source": f"The song to cover: {UPLOAD}. The cover has the same length.",
     "extend.source": f"The song to extend: {UPLOAD}. Unchanged except for the overlap.",
     "edit.source": f"The song to change: {UPLOAD}. Its length stays the same.",
+    "generate.lyrics": "The words to sing, with tags such as [Verse] on lines of their own.",
     "cover.prompt": "Describe the cover: genre, mood, instruments, voice.",
     "cover.lyrics": "The words to sing, from the source or new. Leave empty for an instrumental.",
     "strength": "How closely the cover follows the source: 1 keeps its melody throughout, 0 follows your words alone.",
@@ -132,6 +133,7 @@ AUTOMATIC = "Automatic"
 LOUDNESS_OFF = "Off"
 QUALITIES = {"draft": "Draft", "standard": "Standard", "best": "Best"}
 LYRICS_OFF = "Switched off by Instrumental."
+WORDS_OFF = "Kept, but not sung: No voice is chosen."
 TURBO_GUIDANCE = "Not used: this turbo checkpoint has guidance built in."
 TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
 
@@ -148,6 +150,11 @@ FACES = {"simple": "Simple", "custom": "Custom"}
 LENGTH = "Length"
 LENGTHS = {"": "Auto", "30": "30 s", "60": "1 min", "120": "2 min", "180": "3 min"}
 ALSO = "Set in Custom: {names}."
+WORDS_LABEL = "Words"
+WORDS = {"write": "Write them for me", "own": "My own", "none": "No voice"}
+NO_WRITER = "Nobody here can write them for you."
+NO_VOICE_HERE = "The built-in engine does not sing. It plays an instrumental."
+NO_OWN_WORDS = "Lyrics are empty. Write what is to be sung, or choose No voice."
 RESULT = "Takes"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
@@ -269,7 +276,7 @@ HALF_FAILED = (
 FROM_PROMPT = "From the prompt: {facts}."
 REMOVE_KEY = "Remove it from the prompt"
 SAYS_INSTRUMENTAL = "The prompt says instrumental, but there are lyrics to sing."
-MAKE_INSTRUMENTAL = "Turn on Instrumental"
+MAKE_INSTRUMENTAL = "Make it an instrumental"
 LONG_PROMPT = "The prompt has {count} characters. This checkpoint follows up to {most} best."
 HAS_TIMES = "The lyrics have the times of an LRC file, which would be sung."
 REMOVE_TIMES = "Remove the times"
@@ -617,6 +624,7 @@ TAKES = {  # for static/takes.js; without double quotes, which its frame cannot 
     "unheard": "This file could not be played: the studio cannot be reached, or the browser cannot play it.",
     "make": "Make it again",
     "remove": "Remove",
+    "words": "Words",
 }
 NOTIFY = "Tell me when it is ready, with a notification"
 LATEST_TAKES = "Your latest takes"

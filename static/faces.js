@@ -2,7 +2,7 @@
 // nobody but the browser knows which one is shown. Simple sets the length by chips, and names what else is set.
 (() => {
   const KEPT = "ace-music-studio-face";
-  const SIMPLE = ["generate-prompt", "generate-lyrics", "generate-instrumental"];
+  const SIMPLE = ["generate-prompt", "generate-lyrics"];
   const settings = {}; // of the form, by name
 
   const mark = () => {
@@ -34,6 +34,42 @@
     other.textContent = studio.tools.clock(Number(seconds));
   };
 
+  // Who writes the words. Without a choice it is the visitor, once there are some; the rest of the rule is in page_words.py.
+  const choice = () => document.querySelector("#generate-words-choice .song-words");
+  const words = () => {
+    const box = choice();
+    if (!box) return;
+    const { usual, notes } = box.dataset;
+    const said = JSON.parse(notes);
+    const offered = [...box.querySelectorAll("button")].map((button) => button.dataset.words);
+    let state = settings.lyrics?.trim() ? "own" : usual;
+    if (offered.includes(settings.words)) state = settings.words;
+    if (settings.instrumental) state = "none";
+    document.documentElement.dataset.words = state;
+    for (const button of box.querySelectorAll("button"))
+      button.setAttribute("aria-pressed", String(button.dataset.words === state));
+    const note = box.querySelector(".note");
+    if (note.textContent !== said[state]) note.textContent = said[state];
+  };
+
+  const write = (box, value) => {
+    box.value = value;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  const field = (name) => document.querySelector(`#generate-${name} :is(input, textarea)`);
+  const set = (state) => {
+    settings.words = state;
+    write(field("words"), state);
+  };
+  const choose = (state) => {
+    const instrumental = field("instrumental");
+    if (instrumental.checked !== (state === "none")) instrumental.click();
+    settings.instrumental = state === "none";
+    if (state !== "none") set(state);
+    words();
+    if (state === "own") field("lyrics").focus();
+  };
+
   const blank = (value) => (Array.isArray(value) && !value.length) || ["", null, undefined].includes(value);
   const same = (one, other) => (blank(one) ? "" : JSON.stringify(one)) === (blank(other) ? "" : JSON.stringify(other));
 
@@ -58,6 +94,7 @@
     if (mode === "generate") {
       Object.assign(settings, values);
       lengths();
+      words();
       also();
     }
     return values;
@@ -72,19 +109,30 @@
       }
     });
 
-  studio.faces = () => {
-    mark();
-    lengths();
-    also();
+  studio.faces = (element) => {
+    const draw = () => {
+      mark();
+      lengths();
+      words();
+      also();
+    };
+    // Gradio draws the choice of the words anew with the studio's status.
+    new MutationObserver(words).observe(element, { childList: true, subtree: true });
+    draw();
   };
+
+  // What is typed is sung, whatever was chosen before.
+  document.addEventListener("input", ({ target, isTrusted }) => {
+    if (!isTrusted || !target.closest?.("#generate-lyrics") || settings.words !== "write") return;
+    set("");
+  });
 
   document.addEventListener("click", ({ target }) => {
     const face = target.closest?.("button[data-face]");
     if (face) show(face.dataset.face);
     const chip = target.closest?.("button[data-seconds]");
-    const box = chip && document.querySelector("#generate-duration :is(input, textarea)");
-    if (!box) return;
-    box.value = chip.dataset.seconds;
-    box.dispatchEvent(new Event("input", { bubbles: true }));
+    if (chip) write(field("duration"), chip.dataset.seconds);
+    const who = target.closest?.("button[data-words]");
+    if (who) choose(who.dataset.words);
   });
 })();

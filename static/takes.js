@@ -231,6 +231,11 @@
           card.gone && make("p", { class: "gone", text: texts.gone }),
           card.unheard && make("p", { class: "gone unheard", role: "status", text: texts.unheard }),
           card.best && make("p", { class: "best", text: card.best }),
+          card.words &&
+            make("details", { class: "written" }, [
+              make("summary", { text: texts.words }),
+              make("p", { text: card.words }),
+            ]),
           ...(card.warnings || []).map((text) => make("p", { class: "warning", text })),
           words,
           note(card),
@@ -335,9 +340,18 @@
         make("div", { class: "what" }, [make("p", { class: "name", text: name }), make("p", { class: "stage" })]),
         make("div", { class: "actions" }, [make("button", cancel)]),
         picture,
+        make("p", { class: "draft", hidden: true }),
       ]);
       makings.set(run.run, made);
       return made;
+    };
+
+    // The words of a song that is being made, as they are written.
+    const draft = (box, text) => {
+      if (!text || box.textContent === text) return;
+      box.hidden = false;
+      box.textContent = text;
+      box.scrollTop = box.scrollHeight;
     };
 
     const follow = () => {
@@ -353,6 +367,7 @@
         const { step, steps } = run.facts?.progress ?? {};
         const share = steps ? Math.floor(Math.min((100 * step) / steps, 100)) : 0;
         made.querySelector(".stage").textContent = run.facts?.sentence ?? "";
+        draft(made.querySelector(".draft"), run.facts?.draft);
         made.querySelector(".wave").style.setProperty("--at", `${share}%`);
       }
       empty();
@@ -407,6 +422,7 @@
       "lines",
       "lrc",
       "alignment",
+      "words",
       "settings",
     ];
     const remember = () => {

@@ -25,7 +25,7 @@ from events import Done, Draft, Failed, Progress, StudioError
 from limits import AUTOMATIC_SECONDS, LIMITS, SAMPLE_RATE
 from model_memory import Placing
 from model_weights import DEFAULT_PLANNER
-from params import parse_request
+from params import parse_request, written_request
 from status import LanguageModelStatus, SongwriterStatus
 from tests.engine.songs import (
     assert_stops,
@@ -508,6 +508,28 @@ def test_an_idea_becomes_a_song_in_words(studio):
     )
     # It fits the request of a song.
     assert parse_request("generate", sketch).bpm == sketch["bpm"]
+
+
+def test_the_songwriter_writes_the_words_of_a_song_and_one_that_fails_costs_no_song(
+    studio, monkeypatch
+):
+    written = {"brief": "rain", "options": SHORT, "seed": 7}
+    request = written_request(
+        parse_request("lyrics", written),
+        {"prompt": "rock", "duration": 10, "options": {"steps": 2, "plan": False}},
+    )
+    events = list(studio.stream(request))
+    lyrics = [event.text for event in events if isinstance(event, Draft)][-1]
+    assert (
+        events[-1].record["request"]["lyrics"]
+        == parse_request("generate", {"prompt": "rock", "lyrics": lyrics}).lyrics
+    )
+    assert events[-1].record["request"]["prompt"] == "rock"
+    monkeypatch.setattr(studio.models.lyrics, "get", no_room)
+    *events, done = studio.stream(request)
+    assert isinstance(done, Done) and done.record["request"]["lyrics"] == ""
+    notes = [getattr(event, "note", "") for event in events]
+    assert any("The songwriter did not write the words" in note for note in notes)
 
 
 def test_a_polished_song_keeps_what_was_given(studio):

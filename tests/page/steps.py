@@ -140,6 +140,10 @@ class Tab:
             before = control.input_value()
             control.fill(value)
             control.blur()
+        elif how == "tick" and (self.mode, name) == ("generate", "instrumental"):
+            before = self.voice().is_checked()
+            self.words("No voice" if value else "My own").click()
+            expect(self.voice()).to_be_checked(checked=value)
         elif how == "tick":
             before = field.get_by_role("checkbox").is_checked()
             field.get_by_role("checkbox").set_checked(value)
@@ -163,6 +167,14 @@ class Tab:
                 field.locator("input[type=file]").set_input_files(value)
                 expect(field.locator("time").last).to_have_text(re.compile(r"\d:\d\d"))
         return before
+
+    def words(self, name: str) -> Locator:
+        """Return a button of the choice of Generate's words, such as "My own"."""
+        return self.part("words-choice").get_by_role("button", name=name, exact=True)
+
+    def voice(self) -> Locator:
+        """Return the box that No voice ticks, which nobody sees."""
+        return self.field("instrumental").get_by_role("checkbox", include_hidden=True)
 
     def choose(self, action: str) -> None:
         """Choose an action of Edit, from More if it is there."""

@@ -161,13 +161,13 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, 
     foot = opened.go.bounding_box()["y"]
     for part in (
         opened.text("prompt"),
-        opened.field("instrumental"),
+        opened.words("No voice"),
         length(page, "30 s"),
         length(page, "3 min"),
     ):
         box = part.bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= foot
-    for hidden in ("lyrics", "duration", "details", "advanced", "polish", "reset"):
+    for hidden in ("lyrics", "duration", "details", "advanced", "polish", "inspire", "reset"):
         expect(opened.part(hidden)).to_be_hidden()
     assert page.evaluate("scrollY") == 0
     assert fits(page)

@@ -17,7 +17,8 @@ import tooltips
 from events import Draft, Event, Problem, Progress
 from params import parse_request
 from status import LanguageModelStatus, SongwriterStatus
-from tests.page.steps import MARKUP, Tab, expect_plain, read
+from tests.page.conftest import LYRICS
+from tests.page.steps import MARKUP, Tab, expect_plain, read, reload
 
 LYRICS_CONTROLS = {
     "brief": ("type", "a lighthouse", "a lighthouse"),
@@ -157,7 +158,7 @@ def test_lyrics_go_to_generate_with_their_language(lyrics: Tab, fake, tab):
     assert (request.language, request.instrumental, request.lyrics) == ("fr", False, sung)
     generate.part("undo").click()
     expect(generate.text("lyrics")).to_have_value("[Verse]\nmy own")
-    expect(generate.field("instrumental").get_by_role("checkbox")).to_be_checked()
+    expect(generate.voice()).to_be_checked()
     expect_plain(page)
 
 
@@ -189,10 +190,81 @@ def test_the_built_in_songwriter_says_what_it_can_and_cannot_do(fake, fake_addre
     expect(lyrics.part("why")).to_have_text(tooltips.SMALL_SONGWRITER)
     page.locator("#studio-banner summary").click()
     expect(page.get_by_text(tooltips.BUILT_IN_SONGWRITER)).to_be_visible()
+    # Its engine does not sing, so the words are nobody's unless they are asked for.
+    generate = tab(page, "generate")
+    expect(generate.words("No voice")).to_have_attribute("aria-pressed", "true")
+    expect(generate.part("words-choice")).to_contain_text(tooltips.NO_VOICE_HERE)
+    generate.words("Write them for me").click()
+    expect(generate.part("words-choice")).to_contain_text(tooltips.DOES_NOT_SING)
     fake.facts = {"songwriter": SongwriterStatus("ready", "org/a-larger-one")}
     page = visit(fake_address[0])
     expect(page.locator("#studio-status")).to_contain_text("Songwriter: a-larger-one")
     expect(tab(page, "lyrics").part("why")).to_have_text("")
+
+
+@pytest.mark.slow
+def test_words_are_written_with_the_song_unless_they_are_ones_own_or_nobody_s(
+    fake, fake_address, visit, tab
+):
+    fake.facts = {
+        "engine": "xl",
+        "kind": "sft",
+        "songwriter": SongwriterStatus("ready", "org/a-larger-one"),
+    }
+    page = visit(fake_address[0], face="simple")
+    generate = tab(page, "generate")
+    pressed = ("aria-pressed", "true")
+    expect(generate.words("Write them for me")).to_have_attribute(*pressed)
+    expect(generate.field("lyrics")).to_be_hidden()
+    release = threading.Event()
+
+    def script(request: Any) -> Iterator[Event]:
+        yield Progress("writing")
+        yield Draft(LYRICS, 200)
+        yield Progress("steps", 3, 50, 1.0, 19.0)
+        assert release.wait(100)
+        asked = {"prompt": request.prompt, "lyrics": LYRICS}
+        yield from fake.song(request, request=asked)
+
+    fake.script = script
+    generate.set("prompt", "type", "a pop song about my cat")
+    generate.go.click()
+    # The words are there before the song is, and the line is about the music by then.
+    expect(page.locator(".making .draft")).to_have_text(LYRICS)
+    generate.runs()
+    release.set()
+    expect(generate.take().get_by_role("heading")).to_have_text("Good night, good night")
+    generate.take().get_by_text("Words", exact=True).click()
+    expect(generate.take().get_by_text("The lamp goes round")).to_be_visible()
+    assert fake.requests[-1].words.brief == "a pop song about my cat"
+    # What is made of the take sings its words; they are not written again.
+    fake.script = fake.play
+    seed = 100 * (fake.songs + 1)
+    generate.way("Retake").click()
+    generate.has(seed)
+    assert not hasattr(fake.requests[-1], "words")
+    assert fake.requests[-1].lyrics == LYRICS
+    generate.words("My own").click()
+    expect(generate.text("lyrics")).to_be_focused()
+    generate.go.click()
+    expect(generate.part("problems")).to_contain_text("Please check Lyrics.")
+    expect(generate.field("lyrics")).to_contain_text(tooltips.NO_OWN_WORDS)
+    generate.set("lyrics", "type", "[Verse]\nmine")
+    assert generate.made(fake) == parse_request(
+        "generate",
+        {"prompt": "a pop song about my cat", "lyrics": "[Verse]\nmine", "duration": None},
+    )
+    # Words of one's own are kept while others are written, or none.
+    generate.words("No voice").click()
+    expect(generate.field("lyrics")).to_be_hidden()
+    assert generate.made(fake).instrumental
+    generate.words("Write them for me").click()
+    assert generate.made(fake).lyrics == ""
+    reload(page)
+    expect(generate.words("Write them for me")).to_have_attribute(*pressed)
+    generate.words("My own").click()
+    expect(generate.text("lyrics")).to_have_value("[Verse]\nmine")
+    expect_plain(page)
 
 
 @pytest.mark.slow
@@ -229,6 +301,9 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     expect(generate.part("polish")).to_be_disabled()
     generate.set("prompt", "type", "a song")
     assert not generate.made(fake).options.plan
+    choice = generate.part("words-choice")
+    expect(choice.get_by_role("button")).to_have_text(["My own", "No voice"])
+    expect(choice).to_contain_text(f"{tooltips.NO_WRITER} {problem.message}")
     for mode, button in (
         ("generate", "inspire"),
         ("cover", "describe"),
@@ -429,8 +504,8 @@ def test_what_often_goes_wrong_is_mended_with_one_click(lasting: Page, fake, tab
     # As if it had been typed: the browser can undo it.
     lasting.keyboard.press("Control+z")
     expect(generate.text("lyrics")).to_have_value("Am F\nroll out")
-    tokens.get_by_role("button", name="Turn on Instrumental").click()
-    expect(generate.field("instrumental").get_by_role("checkbox")).to_be_checked()
+    tokens.get_by_role("button", name="Make it an instrumental").click()
+    expect(generate.voice()).to_be_checked()
     expect(tokens.locator(".fix")).to_have_count(0)
     fake.facts = {"kind": "sft", "engine": "xl"}
     generate.set("prompt", "type", "brass " * 60)

@@ -75,7 +75,7 @@ def test_every_field_of_a_request_has_a_control(forms):
     for mode, form in forms.items():
         fields = REQUESTS[mode].model_fields
         options = {f"options.{name}" for name in fields["options"].annotation.model_fields}
-        own = {"track", "part"} if mode == "edit" else set()
+        own = {"edit": {"track", "part"}, "generate": {"words"}}.get(mode, set())
         assert set(form.fields) == set(fields) - {"options"} | options | own, mode
 
 
@@ -100,11 +100,13 @@ def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
 def test_a_song_without_a_plan_has_no_options_for_it(forms):
     form = forms["generate"]
     values = {name: field.value for name, field in form.fields.items()}
-    values |= {"prompt": "a song", "options.plan_seed": "1.5", "options.rewrite": True}
+    values |= {"prompt": "a song", "lyrics": "la", "options.plan_seed": "1.5"}
+    values["options.rewrite"] = True
     assert list(form.problems([*values.values()])) == ["options.plan_seed"]
     made = form.request({**values, "options.plan": False}.values())
     assert made == parse_request(
-        "generate", {"prompt": "a song", "duration": None, "options": {"plan": False}}
+        "generate",
+        {"prompt": "a song", "lyrics": "la", "duration": None, "options": {"plan": False}},
     )
 
 

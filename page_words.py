@@ -1,0 +1,127 @@
+"""The words of a song in Generate: who writes them, what the page says about that, and their title.
+
+A visitor lets them be written with the song, writes their own, or wants no voice. Without a choice
+there are the visitor's own words if there are any; else they are written where somebody can write
+them and the engine sings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import theme
+import tooltips
+from lyrics_tags import TAG, parse_heading
+from params import (
+    GenerateRequest,
+    Request,
+    SongWords,
+    WrittenRequest,
+    parse_request,
+    with_sketch,
+    written_request,
+)
+from status import Status
+
+WRITE = "write"
+OWN = "own"
+NONE = "none"
+NOT_CHOSEN = ""
+# The first line of one of these is what people call a song by.
+_REFRAINS = ("Chorus", "Refrain", "Hook")
+# The fields that words may fill.
+_FILLED = (*SongWords.model_fields, "duration")
+
+
+def writer_of(status: Status, language: str = "unknown") -> str:
+    """Return the mode of the request that writes lyrics in `language` here, "" if nobody does.
+
+    A model that somebody chose comes before one that is built in. The built-in songwriter writes
+    English only.
+    """
+    english = language in ("en", "unknown")
+    found = []
+    if status.songwriter.available and (english or not status.songwriter.is_built_in):
+        found.append((status.songwriter.is_built_in, "lyrics"))
+    if status.planner.available:
+        found.append((status.planner.is_built_in, "inspire"))
+    # The songwriter stays first of two that are alike.
+    found.sort(key=lambda each: each[0])
+    return found[0][1] if found else ""
+
+
+def choice(values: Mapping[str, Any], status: Status) -> str:
+    """Return what becomes of the words with the `values` of Generate's fields."""
+    if values["instrumental"]:
+        return NONE
+    chosen = values["words"]
+    writer = writer_of(status, values["language"] or "unknown")
+    if chosen == WRITE and writer:
+        return WRITE
+    if chosen == OWN or (values["lyrics"] or "").strip():
+        return OWN
+    if chosen == NOT_CHOSEN and writer and not status.is_built_in:
+        return WRITE
+    return NONE
+
+
+def written_first(song: GenerateRequest, status: Status) -> WrittenRequest:
+    """Return the request of `song` with words that are written first; raises InvalidRequest.
+
+    Its prompt says what they are about. The planner writes a new prompt as well.
+    """
+    mode = writer_of(status, song.language)
+    given = {}
+    for name in song.model_fields_set:
+        value = getattr(song, name)
+        if value != GenerateRequest.model_fields[name].default:
+            given[name] = value
+    about = "brief" if mode == "lyrics" else "idea"
+    asked = {about: song.prompt, "language": song.language, "seed": song.seed}
+    if mode == "inspire":
+        given.pop("prompt", None)
+    return written_request(parse_request(mode, asked), given)
+
+
+def as_made(request: Request, record: Mapping[str, Any]) -> Request:
+    """Return what was made of a request: with its words, if they were written first."""
+    if not isinstance(request, WrittenRequest):
+        return request
+    made = record["request"]
+    return with_sketch(request, {name: made[name] for name in _FILLED if name in made})
+
+
+def title(lyrics: str) -> str:
+    """Return the title of a song with these lyrics: the first line of its refrain, or of the song."""
+    first = ""
+    in_refrain = False
+    for line in lyrics.splitlines():
+        text = line.strip()
+        tag = parse_heading(text)
+        if tag:
+            in_refrain = tag.name in _REFRAINS
+        elif text and not TAG.fullmatch(text):
+            words = text.rstrip(" ,.;:-–—")
+            if in_refrain:
+                return words
+            first = first or words
+    return first
+
+
+def shown(status: Status) -> str:
+    """Return the choice of the words as HTML, for static/faces.js, with what to know about each."""
+    writer = writer_of(status)
+    names = dict(tooltips.WORDS)
+    notes = {WRITE: "", OWN: "", NONE: ""}
+    if status.is_built_in:
+        notes = {WRITE: tooltips.DOES_NOT_SING, OWN: "", NONE: tooltips.NO_VOICE_HERE}
+    elif writer == "lyrics" and status.songwriter.is_built_in:
+        notes[WRITE] = tooltips.SMALL_SONGWRITER
+    if not writer:
+        del names[WRITE]
+        reasons = [status.songwriter.reason(hint=False), status.planner.reason(hint=False)]
+        missing = " ".join([tooltips.NO_WRITER, *dict.fromkeys(filter(None, reasons))])
+        notes = {name: f"{missing} {note}".strip() for name, note in notes.items()}
+    usual = WRITE if writer and not status.is_built_in else NONE
+    return theme.words(names, notes, usual)
