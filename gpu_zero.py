@@ -39,6 +39,8 @@ START_SECONDS = 240.0
 
 # When this process was forked, until its first job consumes that; empty in the main process.
 _forked_at: list[float] = []
+# How long it then took until the job began: CUDA's start, and weights that go onto the card.
+_start: list[float] = []
 os.register_at_fork(after_in_child=lambda: _forked_at.append(time.time()))
 
 
@@ -47,13 +49,22 @@ class Beat:
 
     def __init__(self, folder: str | Path):
         self._path = Path(folder, BEAT)
-        self._began = _forked_at.pop() if _forked_at else time.time()
+        self._began = time.time()
+        if _forked_at:
+            now = self._began
+            self._began = _forked_at.pop()
+            _start[:] = [now - self._began]
 
     def write(self) -> None:
         new = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):  # the folder of an abandoned job is gone
             new.write_text(str(self._began))
             new.replace(self._path)
+
+
+def start_seconds() -> float:
+    """Return how long this worker took to start, 0 if it is none."""
+    return sum(_start)
 
 
 def used_seconds(folder: str | Path) -> float:

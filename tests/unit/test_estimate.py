@@ -64,9 +64,9 @@ def simulate(speed: float, measured: bool, monkeypatch: pytest.MonkeyPatch, seed
     for name in PER_MINUTE:
         true[name] /= speed
     if measured:
-        estimate.use_measured(
-            {name: true[name] * draw.gauss(1, MEASURED_NOISE) for name in (*OF_A_CARD, *PER_MINUTE)}
-        )
+        true["cold_seconds"] = START_SECONDS
+        names = (*OF_A_CARD, *PER_MINUTE, "cold_seconds")
+        estimate.use_measured({name: true[name] * draw.gauss(1, MEASURED_NOISE) for name in names})
     ratios = []
     cut_off = 0
     while len(ratios) < JOBS:
