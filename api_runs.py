@@ -18,8 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import theme
 import tooltips
-from events import Done, Draft, Problem, Progress, StudioError
+from events import Done, Draft, Problem, Progress, StudioError, share_done
 from limits import shown
+from params import REQUESTS, SongRequest
 from runs import Cancelled, Run, RunEvent, Runs, Waiting, address_of, addresses
 
 MOST_IDS = 20  # in one call
@@ -68,7 +69,14 @@ def line_of(facts: Mapping[str, Any]) -> str:
     if facts["tokens"] and (facts["mode"] == "lyrics" or progress.stage == "writing"):
         sentence = tooltips.writing_sentence(facts["tokens"], progress.elapsed)
         return theme.line("running", sentence, spoken_when="writing")
-    return theme.progress(progress, facts["note"])
+    return theme.progress(progress, facts["note"], share_of(facts))
+
+
+def share_of(facts: Mapping[str, Any]) -> float | None:
+    """Return how much of a song is done, from 0 to 1; None for anything else."""
+    if not facts["progress"] or not issubclass(REQUESTS[facts["mode"]], SongRequest):
+        return None
+    return share_done(Progress(**facts["progress"]))
 
 
 def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
@@ -126,6 +134,7 @@ async def several(request: Request) -> Response:
             facts["record"] = None
             if "line" in request.query_params:  # for our own page
                 facts["line"] = line_of(facts)
+                facts["share"] = share_of(facts)
         except StudioError as error:
             problem = error.problem.facts()
             facts = {"run": shown(run_id).strip('"'), "state": "unknown", "problem": problem}

@@ -69,11 +69,11 @@ TRACKS = (
     "woodwinds",
 )
 ACTIONS = {
-    "repaint": "Repaint a region",
+    "repaint": "Replace a section",
     "morph": "Morph into something else",
     "layer": "Add a layer",
     "extract": "Extract a track",
-    "complete": "Complete with tracks",
+    "complete": "Add a band",
 }
 REPAINT_MODES = {
     "conservative": "Conservative: stay close to the source",

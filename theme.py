@@ -60,6 +60,9 @@ WAVEFORM = gr.WaveformOptions(
     waveform_color="#857C73", waveform_progress_color="#2E9485", skip_length=5
 )
 
+# The share of the tokens from which a prompt's count is shown.
+NEARLY_FULL = 0.8
+
 # as Gradio names them
 SHADES = ("c50", "c100", "c200", "c300", "c400", "c500", "c600", "c700", "c800", "c900", "c950")
 
@@ -188,13 +191,18 @@ def wrong_fields(message: str, at_fields: Mapping[str, str]) -> str:
 # --- a run ----------------------------------------------------------------------------------------
 
 
-def progress(event: Progress, note: str = "") -> str:
-    """Return the line of a run under way, with a bar if the number of steps is known."""
+def progress(event: Progress, note: str = "", done: float | None = None) -> str:
+    """Return the line of a run under way, with a bar if the number of steps is known.
+
+    The bar is that of all stages if it is known how much of them is `done`, from 0 to 1.
+    """
     share = 0
-    bar = ""
     if event.steps:
         share = min(100 * event.step // event.steps, 100)
-        bar = f'<div class="bar"><div style="width:{share}%"></div></div>'
+    bar = ""
+    if done is not None or event.steps:
+        width = share if done is None else int(100 * done)
+        bar = f'<div class="bar"><div style="width:{width}%"></div></div>'
     noted = f"<span>{escape(note)}</span>" if note else ""
     spoken_when = f"{event.stage} {share // 25} {note}"
     return line("running", tooltips.progress_sentence(event), bar + noted, spoken_when)
@@ -227,12 +235,13 @@ def _ticking(sentence: TimedSentence) -> str:
 
 
 def budget(used: int, dropped: str, most: int) -> str:
-    """Return how many of `most` tokens the prompt uses, and which of its words are not read."""
+    """Return which words of the prompt are not read; "" while it is far from its `most` tokens."""
     text = tooltips.TOKENS.format(used=used, most=most)
-    if not dropped:
-        return remark(text)
-    unread = tooltips.UNREAD.format(dropped=dropped)
-    return f'<p class="shown remark over">{escape(f"{text} {unread}")}</p>'
+    if dropped:
+        return f'<p class="shown remark over">{escape(f"{text} {tooltips.unread(dropped)}")}</p>'
+    if used < NEARLY_FULL * most:
+        return ""
+    return remark(text)
 
 
 def hint(text: str, button: str, field: str, value: str) -> str:
@@ -379,6 +388,8 @@ def plan(facts: Mapping[str, Any]) -> str:
 def heading(status: Status | None = None) -> str:
     """Return the page's only h1 beside engine and device, which unfold into the whole `status`."""
     title = f"<h1>{escape(tooltips.TITLE)}</h1>"
+    skip = f'<a class="skip" href="#studio-tabs">{escape(tooltips.SKIP)}</a>'
+    title = skip + title
     if status is None:
         return f'<div class="heading">{title}<p>{escape(tooltips.STATUS_PENDING)}</p></div>'
     summary = f"<summary><span>{escape(tooltips.status_line(status))}</span></summary>"
@@ -404,4 +415,9 @@ def banner(status: Status) -> str:
         texts.append(status.problem.text())
     first = escape(texts[0]) if texts else ""
     line = f"<span><strong>{escape(title)}:</strong> {short}<span class=long>{first}</span></span>"
-    return f'<details class="shown"><summary>{line}</summary>{_paragraphs(texts[1:])}</details>'
+    fold = f"<details><summary>{line}</summary>{_paragraphs(texts[1:])}</details>"
+    if status.problem:
+        return f'<div class="shown line">{fold}</div>'
+    label = escape(tooltips.DISMISS)
+    button = f'<button type="button" class="dismiss" aria-label="{label}">&times;</button>'
+    return f'<div class="shown line">{fold}{button}</div>'

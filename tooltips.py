@@ -14,6 +14,7 @@ from typing import Any
 from status import LanguageModelStatus, Status, WorkerStatus
 
 TITLE = "ACE Music Studio"
+SKIP = "Skip to the studio"
 
 # --- fields ---------------------------------------------------------------------------------------
 # where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages
@@ -178,7 +179,7 @@ USE_IN = {"cover": "Use in Cover", "extend": "Use in Extend", "edit": "Use in Ed
 CANCEL = "Cancel"
 STOP = "Stop"
 UNDO = "Undo"
-RECORD = "Record: everything needed to make this again"
+RECORD = "Details (JSON)"
 EMPTY_RESULTS = {
     "generate": "Your songs appear here. Describe one, or start from an example.",
     "cover": "Your covers appear here. Add a song: drop a file, or press Use in Cover under a take.",
@@ -266,6 +267,7 @@ def length_in_all(source: float, before: float, after: float) -> str:
 # --- help with the words, the plan ----------------------------------------------------------------
 TOKENS = "{used} of {most} tokens, including the song details."
 UNREAD = 'The model does not read "{dropped}".'
+UNREAD_REST = 'The model does not read the last {count} words, from "{dropped} ..." on.'
 BPM_DIFFERS = "The prompt says {prompt} BPM, but BPM is set to {field}, which counts."
 KEY_DIFFERS = "The prompt says {prompt}, but Key is set to {field}, which counts."
 USE_BPM = "Set BPM to {bpm}"
@@ -273,6 +275,17 @@ HALF_FAILED = (
     "Half precision could not hold the numbers of this song, so it was made again in single precision, as later songs "
     "will be."
 )
+FEW_WORDS = 12  # of those that are not read
+
+
+def unread(dropped: str) -> str:
+    """Say which words of a prompt the model does not read: all if they are few, else how many."""
+    words = dropped.split()
+    if len(words) <= FEW_WORDS:
+        return UNREAD.format(dropped=dropped)
+    return UNREAD_REST.format(count=len(words), dropped=" ".join(words[:FEW_WORDS]))
+
+
 FROM_PROMPT = "From the prompt: {facts}."
 REMOVE_KEY = "Remove it from the prompt"
 SAYS_INSTRUMENTAL = "The prompt says instrumental, but there are lyrics to sing."
@@ -298,7 +311,7 @@ UNPLANNED = "Made without a plan: {reason}"
 REWRITTEN = "The planner's prompt: {caption}"
 FROM_A_WORD_PROCESSOR = "Bullets, headings without brackets and (x2) would be sung."
 MEND = "Fix tags, bullets and repeats"
-REMARKS = "{count} remarks on the lyrics"
+REMARKS = "{count} things to check"
 AT_LINE = "Line {line}: {message}"
 KEEP_PLAN = "Keep this plan"
 PLAN_KEPT = "Plan seed {seed} is saved under Advanced: the next song from the same words gets the same plan."
@@ -332,7 +345,7 @@ LORA_NOT_HUB = f"{{text}} is not a repository on Hugging Face. {LORA_NO_HUB}"
 LORA_LATER = "downloaded from Hugging Face when the song is made"
 # for static/loras.js; a text under "up_of" is what a screen reader calls the button "up"
 LORA_LIST = {
-    "title": "Added, in the order in which they act",
+    "title": "Active",
     "empty": "No LoRAs added.",
     "clear": "Remove all",
     "weight": "Weight",
@@ -450,7 +463,7 @@ STAGES = {
     "checking": "Checking this machine, once",
     "preparing": "Preparing",
     "writing": "Writing",
-    "planning": "Planning the song",
+    "planning": "Planning",
     "reading": "Reading your words",
     "steps": "Making the music",
     "decoding": "Turning it into sound",
@@ -459,13 +472,12 @@ STAGES = {
 }
 COUNTED = {
     "checking": "check",
-    "planning": "code",
     "steps": "step",
     "decoding": "part",
     "finishing": "take",
 }
 # of scripts that have no component of their own (static/media.js)
-SCRIPT_TEXTS = {"decoding": "Reading the recording ..."}
+SCRIPT_TEXTS = {"decoding": "Reading the recording ...", "really": "Download it now?"}
 CANCELLED = "Cancelled. Your settings are still here."
 NO_CONNECTION = "No connection to the studio. Your run continues without it ..."
 CUT_OFF = "Your last run was cut off when the studio restarted."
@@ -521,6 +533,8 @@ def _step(event: Any) -> str:
         return f"{event.step / 1000:.1f} of {event.steps / 1000:.1f} GB"
     if event.step and event.stage == "writing":
         return f"{event.step:,} tokens"
+    if event.steps and event.stage == "planning":
+        return f"{min(100 * event.step // event.steps, 100)} %"
     if event.steps and event.stage in COUNTED:
         return f"{COUNTED[event.stage]} {event.step} of {event.steps}"
     return ""
@@ -641,10 +655,8 @@ NOTHING_SUNG = "The lyrics have no lines to sing."
 
 
 def please_check(labels: Sequence[str]) -> str:
-    """Return the sentence that names the wrong fields."""
+    """Return the sentence that names several wrong fields."""
     *others, last = labels
-    if not others:
-        return f"Please check {last}."
     return f"Please check {', '.join(others)} and {last}."
 
 
@@ -710,6 +722,7 @@ BUILT_IN_SONGWRITER = (
 )
 PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
+DISMISS = "Hide this"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 NO_WORKERS = "no worker yet"
 LANGUAGE_MODEL_STATES = {

@@ -110,6 +110,7 @@
     });
 
   studio.faces = (element) => {
+    studio.stops();
     const draw = () => {
       mark();
       lengths();

@@ -19,7 +19,9 @@ studio.progress = (element, props) => {
   studio.lines[element.closest("[id$=-progress]").id] = (line) => {
     props.value = line;
   };
-  new MutationObserver(() => {
+  new MutationObserver((changes) => {
+    if (changes.some(({ type }) => type === "childList"))
+      element.closest("[id$=-progress]").removeAttribute("data-stale");
     const line = element.querySelector(".progress-line");
     const time = line?.querySelector("[data-elapsed]");
     clearInterval(ticking);

@@ -80,6 +80,41 @@ window.studio = {};
     next.click();
   });
 
+  // Of the tabs only the open one is a stop of the Tab key.
+  const stops = () => {
+    for (const tab of document.querySelectorAll('#studio-tabs [role="tab"]')) {
+      const wanted = tab.getAttribute("aria-selected") === "false" ? "-1" : "0";
+      if (tab.getAttribute("tabindex") !== wanted) tab.setAttribute("tabindex", wanted);
+    }
+  };
+  studio.stops = stops; // once they are there
+  new MutationObserver(stops).observe(document, { subtree: true, attributeFilter: ["aria-selected"] });
+
+  // A large download begins with a second click.
+  const calm = (button) => {
+    delete button.dataset.sure;
+    button.removeAttribute("aria-label");
+  };
+  document.addEventListener(
+    "click",
+    (event) => {
+      const button = event.target.closest?.("#download-go");
+      if (!button) return;
+      if (button.dataset.sure) return calm(button);
+      event.stopPropagation();
+      event.preventDefault();
+      button.dataset.sure = studio.texts.really;
+      button.setAttribute("aria-label", studio.texts.really);
+      button.addEventListener("blur", () => calm(button), { once: true });
+    },
+    true
+  );
+
+  // The banner of the built-in engine can be hidden, until the page is opened anew.
+  document.addEventListener("click", ({ target }) => {
+    if (target.closest?.(".dismiss")) document.documentElement.dataset.banner = "hidden";
+  });
+
   // Browsers drop a click whose button moved away beneath the pointer: a line that comes in above is enough for that.
   let pressed;
   document.addEventListener(
@@ -153,8 +188,17 @@ window.studio = {};
       line.querySelector("[data-told]")?.removeAttribute("data-told");
     }
   };
+  // What became of the last run is old news as well.
+  const OVER = ["done", "stopped", "failed"].map((state) => `.progress-line[data-state="${state}"]`).join(", ");
+  const outcomes = (target) =>
+    [...(target.closest?.('[role="tabpanel"]')?.querySelectorAll(OVER) ?? [])].map((line) =>
+      line.closest('[id$="-progress"]')
+    );
   for (const kind of ["input", "change", "drop"])
-    document.addEventListener(kind, ({ target }) => outdate(problems(target)));
+    document.addEventListener(kind, ({ target, isTrusted }) => {
+      outdate(problems(target));
+      if (isTrusted) for (const line of outcomes(target)) line.setAttribute("data-stale", "");
+    });
   document.addEventListener(
     "click",
     ({ target }) => {

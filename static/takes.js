@@ -364,8 +364,7 @@
       for (const run of runs) {
         const made = makings.get(run.run) ?? begin(run);
         if (!made.isConnected) find(".makings").append(made);
-        const { step, steps } = run.facts?.progress ?? {};
-        const share = steps ? Math.floor(Math.min((100 * step) / steps, 100)) : 0;
+        const share = Math.floor(100 * (run.facts?.share ?? 0));
         made.querySelector(".stage").textContent = run.facts?.sentence ?? "";
         draft(made.querySelector(".draft"), run.facts?.draft);
         made.querySelector(".wave").style.setProperty("--at", `${share}%`);

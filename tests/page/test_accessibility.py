@@ -100,6 +100,8 @@ def test_arrows_move_between_tabs_which_have_one_main_button_each(lasting: Page)
         chosen = lasting.get_by_role("tab", name=name, exact=True)
         expect(chosen).to_be_focused()
         expect(chosen).to_have_attribute("aria-selected", "true")
+        # Tab stops at the open one alone.
+        expect(lasting.locator('[role="tab"][tabindex="0"]')).to_have_text([name])
         panel = lasting.locator(f"#{chosen.get_attribute('aria-controls')}")
         expect(panel).to_be_visible()
         expect(panel.locator("button.primary")).to_have_count(1)

@@ -40,8 +40,13 @@ def test_while_a_song_is_made_and_cancelled(lasting: Page, fake, tab):
     expect(generate.progress).to_contain_text("Cancelled.")
     assert fake.closed.wait(100)
     fake.script = fake.song
+    # What became of it goes with the next change.
+    expect(generate.progress.locator(".progress-line")).to_be_visible()
+    generate.text("prompt").fill("a song of rain")
+    expect(generate.progress).to_be_hidden()
     made(generate, fake)
     generate.idle()
+    expect(generate.progress.locator(".progress-line")).to_be_visible()
 
 
 @pytest.mark.slow
@@ -95,7 +100,7 @@ def test_leaving_asks_only_while_the_model_is_fetched_for_songs_go_on(
     reload(page)
     assert asked == []
     generate.runs()
-    page.locator("#download-go").click()
+    page.locator("#download-go").click(click_count=2)
     expect(page.locator("#download-progress")).to_contain_text("step 3 of 50")
     reload(page)
     assert asked == ["beforeunload"]
@@ -241,13 +246,24 @@ def test_the_banner_of_the_built_in_engine_and_its_download(lasting: Page, fake,
     expect(banner).to_contain_text("Built-in engine:")
     expect(banner).to_contain_text("simple instrumental music")
     button = banner.get_by_role("button", name="Get the real model (11.5 GB)")
+    # So many gigabytes begin with a second click.
     button.click()
+    go = lasting.locator("#download-go")
+    expect(go).to_have_accessible_name("Download it now?")
+    lasting.keyboard.press("Tab")
+    expect(button).to_be_visible()
+    button.click()
+    go.click()
     expect(banner).to_contain_text("step 3 of 50")
-    expect(button).to_be_disabled()
+    expect(go).to_be_disabled()
     tab(lasting, "generate").idle()
     banner.get_by_role("button", name="Cancel").click()
     expect(banner).not_to_contain_text("step 3 of 50")
     expect(button).to_be_enabled()
+    lasting.get_by_role("button", name=tooltips.DISMISS).click()
+    expect(banner).to_be_hidden()
+    lasting.reload()
+    expect(banner).to_be_visible()
 
 
 @pytest.mark.slow
@@ -257,7 +273,7 @@ def test_a_finished_download_changes_the_status(page: Page, fake, monkeypatch):
         yield Done((), {})
 
     monkeypatch.setattr(fake, "download", download)
-    page.get_by_role("button", name="Get the real model (11.5 GB)").click()
+    page.locator("#download-go").click(click_count=2)
     expect(page.locator("#studio-status")).to_contain_text("Model: org/model")
     expect(page.locator("#studio-banner")).to_be_hidden()
 

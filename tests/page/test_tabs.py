@@ -55,7 +55,7 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_pat
             # The message appears right after the upload.
             expect(opened.part("offer")).to_contain_text(sentence)
         opened.go.click()
-        expect(opened.part("problems")).to_contain_text("Please check Source audio.")
+        expect(opened.part("problems")).to_contain_text(sentence)
         expect(opened.field("source")).to_contain_text(sentence)
         expect(opened.text("prompt")).to_have_value("a song")
         expect(opened.go).to_be_enabled()

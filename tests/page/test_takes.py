@@ -339,7 +339,7 @@ def test_an_upload_is_used_again_until_it_is_gone(lasting: Page, fake, song, tab
     earlier.locator("> summary").click()
     earlier.locator(".menu summary").first.click()
     earlier.get_by_role("button", name="Make it again: two brass bands").first.click()
-    expect(cover.part("problems")).to_contain_text("Please check Source audio.")
+    expect(cover.part("problems")).to_contain_text("none was given.")
     expect(cover.text("prompt")).to_have_value("two brass bands")
     assert len(fake.requests) == 2
 

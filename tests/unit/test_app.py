@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import socket
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import httpx
 import pytest
 
+import api_runs
 import page_form
 import theme
 import tooltips
@@ -93,6 +94,18 @@ def test_a_number_box_is_read():
     assert page_form.number("9" * 100_000, None) in ("9" * 100_000, float("inf"))
 
 
+def test_one_bar_is_that_of_all_stages_of_a_song_and_a_prompt_that_is_cut_is_told_in_few_words():
+    facts = {"state": "running", "mode": "generate", "tokens": 0, "note": ""}
+    widths = []
+    for stage, step in (("planning", 1), ("planning", 9), ("steps", 1), ("decoding", 9)):
+        line = api_runs.line_of({**facts, "progress": asdict(Progress(stage, step, 10))})
+        widths.append(int(line.partition("width:")[2].partition("%")[0]))
+    assert widths == sorted(widths) and widths[-1] < 100
+    assert "the last 300 words" in theme.budget(900, "la " * 300, 256)
+    assert len(theme.budget(900, "la " * 300, 256)) < 300
+    assert theme.budget(60, "", 256) == ""
+
+
 @pytest.mark.parametrize(
     ("event", "words"),
     [
@@ -101,6 +114,7 @@ def test_a_number_box_is_read():
             "Making the music, step 12 of 50, 0:08 so far, at least 0:26 left.",
         ),
         (Progress("loading", elapsed=61), "Loading the model, 1:01 so far."),
+        (Progress("planning", 25, 150, 3.0), "Planning, 16 %, 0:03 so far."),
         (
             Progress("downloading", 4_025, 11_500, 30, 60),
             "Downloading the model, 4.0 of 11.5 GB, 0:30 so far, ",
