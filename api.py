@@ -28,6 +28,7 @@ import tooltips
 from backend import Backend, check
 from events import Done, Draft, InvalidRequest, Problem, Progress, StudioError
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
+from model_weights import CHECKPOINTS
 from params import ACTION_OPTIONS, REQUESTS, Request, options_type, parse_request
 from runs import FULL, Run, RunEvent, Runs, Waiting
 
@@ -101,6 +102,12 @@ def _options_description(mode: str) -> str:
     ]
     if "format" in known:
         sentences.append(f"format is one of {', '.join(limits.FORMATS)}.")
+    if "model" in known:
+        names = ", ".join(CHECKPOINTS)
+        sentences.append(
+            f"model names the song model: {names}, or one on Hugging Face; models in /capabilities says "
+            "which are on the studio's machine."
+        )
     if "best_of" in known:
         parts = ", ".join(limits.SCORE_PARTS)
         sentences.append(

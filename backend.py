@@ -13,7 +13,7 @@ import threading
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bootstrap
 import estimate
@@ -35,10 +35,11 @@ import writers
 from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError
 from limits import AUTOMATIC_GPU_SECONDS, AUTOMATIC_SECONDS, LIMITS, STUDIO_VERSION, Limit
 from model_weights import (
+    CHECKPOINTS,
     DEFAULT_MODEL_GB,
     NO_COVER,
+    Weights,
     checkpoint_kind,
-    has_audio_codes,
     is_turbo,
     task_support,
 )
@@ -53,11 +54,12 @@ from params import (
     WrittenRequest,
     check_audio,
     check_source,
+    model_of,
     settle,
     with_sketch,
 )
 from record import HERE, WordsRecord, library_versions, words_record
-from status import SongwriterStatus, Status, WorkerStatus
+from status import SongModelStatus, SongwriterStatus, Status, WorkerStatus
 
 log = logging.getLogger("studio")
 
@@ -87,9 +89,13 @@ class Backend:
         # By folder. Remembered, because `spaces` deletes the files once the weights are packed.
         self._widths: dict[Path, lora_format.Widths] = {}
 
-    def widths(self) -> lora_format.Widths | None:
-        """Return the linear layers that a LoRA must fit; None until the song model has been downloaded."""
-        folder = self.models.weights.folder
+    def song_model(self, request: Request) -> Weights:
+        """Return the song model that `request` asks for, with its problem if it is not here."""
+        return self.models.find(model_of(request))
+
+    def widths(self, model: str = "") -> lora_format.Widths | None:
+        """Return the linear layers of a song model that a LoRA must fit; None until it has been downloaded."""
+        folder = self.models.find(model).folder
         if folder is None:
             return None
         if folder not in self._widths:
@@ -115,7 +121,7 @@ class Backend:
         device = self.models.known_device
         device_kind = device.kind if device else ""
         kind = checkpoint_kind(weights)
-        reads_codes = has_audio_codes(weights)
+        reads_codes = self.models.has_audio_codes(weights)
         busy = self.models.turn.locked() and not self.models.preparing
         return Status(
             engine="preview" if weights.engine == "preview" else "xl",
@@ -134,12 +140,40 @@ class Backend:
             selfcheck=selfcheck.summary(self.models),
             planner=self.models.planner.status(),
             songwriter=self._songwriter_status(),
+            song_models=self._song_models(),
             tasks=task_support(kind, reads_codes),
             unsupported={} if reads_codes else {"cover": NO_COVER},
             timed_lyrics=song_align.support(weights),
             workers=(
                 WorkerStatus(id=HERE, node="", pid=os.getpid(), device=device_kind, busy=busy),
             ),
+        )
+
+    def _song_models(self) -> tuple[SongModelStatus, ...]:
+        """Return the official checkpoints, and the studio's own model in place of the one of its kind."""
+        own = self.models.weights
+        names = list(CHECKPOINTS)
+        if checkpoint_kind(own) not in names:
+            names.append(checkpoint_kind(own))
+        return tuple(self._song_model_status(name) for name in names)
+
+    def _song_model_status(self, name: str) -> SongModelStatus:
+        weights = self.models.find(name)
+        kind = checkpoint_kind(weights)
+        state: Literal["ready", "loaded", "missing"] = "missing"
+        size = DEFAULT_MODEL_GB
+        if weights.folder is not None:
+            state = "loaded" if self.models.is_loaded(weights) else "ready"
+            size = self.models.bytes_of(weights) / 10**9
+        return SongModelStatus(
+            name=name,
+            kind=kind,
+            model=weights.model_id,
+            state=state,
+            own=weights == self.models.weights,
+            size_gb=round(size, 2),
+            tasks=task_support(kind, self.models.has_audio_codes(weights)),
+            problem=weights.problem,
         )
 
     def _songwriter_status(self) -> SongwriterStatus:
@@ -254,7 +288,7 @@ class Backend:
                 choice.source,
                 choice.weight,
                 folder=Path(job.folder),
-                widths=self.widths(),
+                widths=self.widths(model_of(job.request)),
                 uploads=(bootstrap.page_folder(),),
             )
             specs.append(spec)
@@ -264,14 +298,16 @@ class Backend:
         """Download missing models that were named explicitly; raises StudioError if a required one is missing."""
         loaded = self.models
         is_song = isinstance(request, SongRequest)
+        weights = self.song_model(request)
         if is_song or isinstance(request, DescribeRequest | AlignRequest):
-            if loaded.weights.source == "hub":
-                yield from model_hub.download(loaded.weights.wanted)
+            if weights.source == "hub":
+                yield from model_hub.download(weights.wanted)
                 yield from loaded.refreshing()
-            if loaded.weights.folder is None:
+                weights = self.song_model(request)
+            if weights.folder is None:
                 missing = Problem("no_weights", "The model's weights are missing.")
-                raise StudioError.from_problem(loaded.weights.problem or missing)
-        if isinstance(request, CoverRequest) and not has_audio_codes(loaded.weights):
+                raise StudioError.from_problem(weights.problem or missing)
+        if isinstance(request, CoverRequest) and not loaded.has_audio_codes(weights):
             raise StudioError(
                 "unsupported", NO_COVER, hint="Use a checkpoint that has both, such as XL SFT."
             )
@@ -289,10 +325,10 @@ class Backend:
             slot.check()
 
     def settle(self, request: Request) -> Settings | None:
-        """Return the settings of a song on this studio's checkpoint, None for words."""
+        """Return the settings of a song on the checkpoint that it asks for, None for words."""
         if not isinstance(request, SongRequest):
             return None
-        return settle(request, checkpoint_kind(self.models.weights))
+        return settle(request, checkpoint_kind(self.song_model(request)))
 
     def automatic_length(self, request: Request) -> song_length.Automatic | None:
         """Return the bounds of a song's automatic length; None for anything else.
@@ -301,7 +337,7 @@ class Backend:
         """
         if not isinstance(request, GenerateRequest) or request.duration is not None:
             return None
-        built_in = checkpoint_kind(self.models.weights) == "preview"
+        built_in = checkpoint_kind(self.song_model(request)) == "preview"
         completed, _ = prompt_facts.completed(request)
         guess = song_length.guess(completed, built_in=built_in)
         longest = AUTOMATIC_SECONDS
@@ -362,8 +398,15 @@ def get_backend() -> Backend:
 
 
 def check(request: Request, studio: Backend) -> None:
-    """Check the files of `request` by their headers, and that one call to ZeroGPU is enough; raises InvalidRequest."""
+    """Check the files of `request` by their headers, its model, and that one call to ZeroGPU is enough.
+
+    Raises InvalidRequest.
+    """
     source = check_audio(request)
+    if model_of(request) and not gpu_ray.wanted():  # a worker may have what this machine has not
+        missing = studio.song_model(request).problem
+        if missing:
+            raise InvalidRequest(missing)
     if not bootstrap.on_zerogpu():
         return
     problem = gpu_zero.refusal(studio.work_of(request, source))

@@ -23,6 +23,7 @@ import bootstrap
 import gpu_ray
 import gpu_zero
 import jobs
+import lora_apply
 import model_memory
 import models
 import modes
@@ -127,14 +128,18 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     placing = studio.placing
     source_seconds = jobs.source_seconds(job)
     loras = {spec.info.sha256: spec.info.numbers for spec in job.loras}
+    _use_song_model(studio.models, job)
     device_seconds = yield from _choose_device(studio.models)
     plan = placing.begin(job.request, job.settings, source_seconds, loras=loras)
     is_trusted = yield from selfcheck.plan(studio.models, plan)
     if not is_trusted:
         # chooses another one now
         plan = placing.begin(job.request, job.settings, source_seconds, loras=loras)
+    notes = (placing.note,) if placing.note else ()
+    if notes:
+        yield Progress("loading", note=placing.note)
     try:
-        yield from _by_plan(studio, job, plan, device_seconds)
+        yield from _by_plan(studio, job, plan, device_seconds, *notes)
         return
     except Exception as error:
         lower = placing.lower() if is_out_of_memory(error) else None
@@ -145,6 +150,14 @@ def _with_fallback(studio: Studio, job: Job) -> Work:
     yield Progress("loading", note=note)
     plan = placing.begin(job.request, job.settings, source_seconds, lower, loras)
     yield from _by_plan(studio, job, plan, device_seconds, note)
+
+
+def _use_song_model(loaded: models.Models, job: Job) -> None:
+    """Make the song model that `job` asks for the current one."""
+    weights = jobs.song_model(job, loaded)
+    former = None if weights is None else loaded.use(weights)
+    if former is not None:
+        lora_apply.reconcile(former, ())  # LoRAs act on the transformer that was asked for
 
 
 def _choose_device(loaded: models.Models) -> Generator[Progress, None, float]:

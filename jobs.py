@@ -24,8 +24,10 @@ import audio_export
 import beat
 import bootstrap
 from events import Event, Job, Progress, StudioError
-from limits import MAX_SEED, SAMPLE_RATE
-from params import Request, Settings, SongRequest
+from limits import MAX_SEED, SAMPLE_RATE, is_folder_name
+from model_weights import Weights
+from models import Models
+from params import AlignRequest, DescribeRequest, Request, Settings, SongRequest, model_of
 from record import UploadEntry
 from song_length import Automatic
 
@@ -160,6 +162,13 @@ def source_seconds(job: Job) -> float:
     return 0.0
 
 
+def song_model(job: Job, loaded: Models) -> Weights | None:
+    """Return the song model that `job` uses, None if it uses none."""
+    if isinstance(job.request, SongRequest | DescribeRequest | AlignRequest):
+        return loaded.find(model_of(job.request))
+    return None
+
+
 def with_times(events: Iterator[Event]) -> Iterator[Event]:
     """Yield `events`; progress gets the seconds since the start and, at the pace so far, those left in its stage."""
     started = time.monotonic()
@@ -197,6 +206,9 @@ def request_entry(job: Job) -> dict[str, Any]:
         # An uploaded LoRA has the source "upload" in the job, so that no path is published.
         loras = [{"source": lora.source, "weight": lora.weight} for lora in job.loras]
         entry["options"]["loras"] = loras
+        model = entry["options"]["model"]
+        if is_folder_name(model):  # records travel
+            entry["options"]["model"] = Path(model).name
     return entry
 
 

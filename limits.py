@@ -107,6 +107,9 @@ MEMORY_PLANS = {
     "fp8": "One part at a time, 8 bits",
     "fast8": "Computed in 8 bits: faster, less exact",
 }
+# The official checkpoints by what they were trained for, and the engine that comes with the studio.
+MODELS = {"sft": "Best", "turbo": "Fast", "base": "Stems", "preview": "Built-in"}
+MOST_MODEL_LETTERS = 500
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
 # The same for the built-in engine (docs/preview-engine.md).
 BUILT_IN_STEPS = {"draft": 5, "standard": 8, "best": 20}
@@ -330,6 +333,31 @@ def flag(label: str) -> BeforeValidator:
         raise field_error(f"{label} must be true or false, not {shown(value)}.")
 
     return BeforeValidator(check)
+
+
+def parse_model(value: object) -> str:
+    """Return the name of a song model: of `MODELS`, on Hugging Face, or a folder; "" for the one the studio runs.
+
+    Raises PydanticCustomError for anything else. Whether it is on this machine is not looked up.
+    """
+    if value is None or value == "":
+        return ""
+    if isinstance(value, str) and len(value) <= MOST_MODEL_LETTERS:
+        name = "".join(filter(_is_text, value)).strip()
+        if name.lower() in MODELS:
+            return name.lower()
+        if re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", name, re.ASCII) or is_folder_name(name):
+            return name
+    names = ", ".join(MODELS)
+    raise field_error(
+        f'Model must be one of {names}, a model on Hugging Face like "org/name", or a folder like '
+        f'"/models/name", not {shown(value)}.'
+    )
+
+
+def is_folder_name(text: str) -> bool:
+    """Tell whether a name stands for a folder of this machine rather than for a repository."""
+    return text.startswith(("/", "./", "../", "~"))
 
 
 def parse_key(value: object) -> str:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -211,6 +211,33 @@ def transformer_in(plan: str, sizes: Sizes) -> int:
     return sizes.transformer
 
 
+# --- other song models ----------------------------------------------------------------------------
+
+# Where a song model waits that another one has taken the place of.
+Place = Literal["device", "machine", "gone"]
+
+
+def places(sizes: Sequence[int], on_device: int | None, in_machine: int) -> list[Place]:
+    """Return where other song models wait, of so many bytes each, that used last first.
+
+    So many bytes are left `on_device` (None: without a limit), and `in_machine` if the device has
+    memory of its own.
+    """
+    found: list[Place] = []
+    for size in sizes:
+        if on_device is None:
+            found.append("device")
+        elif size <= on_device:
+            on_device -= size
+            found.append("device")
+        elif size <= in_machine:
+            in_machine -= size
+            found.append("machine")
+        else:
+            found.append("gone")
+    return found
+
+
 # --- the plans' order -----------------------------------------------------------------------------
 
 
@@ -286,6 +313,7 @@ class Placing:
         self._loras: dict[str, int] = {}  # the bytes of those that act, by hash
         self.choice = Choice("", 0)
         self.use = Use()
+        self.note = ""  # a sentence about what the job's song model has displaced
 
     @property
     def plan(self) -> str:
@@ -349,6 +377,7 @@ class Placing:
             if plan != choice.plan:
                 choice = self._choose(use, plan)
         self._adopt(kind, choice)
+        self._place_others(kind, keep=not at_most)
         return choice.plan
 
     def lower(self) -> str | None:
@@ -397,6 +426,66 @@ class Placing:
             self._models.unload_pipeline()
             self._models.layout = layout
 
+    def _place_others(self, kind: Kind, keep: bool) -> None:
+        """Let the other loaded song models wait where there is room, and unload those that find none."""
+        loaded = self._models
+        self.note = ""
+        others = loaded.others
+        plan = self.plan
+        sizes = self._sizes_of_others(others)
+        on_device: int | None = 0
+        in_machine = 0
+        if keep and plan == RESIDENT and bootstrap.on_zerogpu():
+            on_device = None
+        elif keep and (
+            plan == RESIDENT or (has_own_memory(kind) and not layout_of(kind, plan).in_parts)
+        ):
+            room = room_for_models(kind)
+            on_device = None if room is None else max(room - self.choice.need, 0)
+        if keep and has_own_memory(kind):
+            in_machine = models.available_memory() + sum(
+                loaded.waiting_bytes(each) for each in others
+            )
+            if plan != RESIDENT:  # the current one may have to wait there, too
+                in_machine -= self.sizes().pipeline
+        displaced = []
+        for weights, size, place in zip(
+            others, sizes, places(sizes, on_device, in_machine), strict=True
+        ):
+            if place == "device":
+                self.choice = replace(self.choice, need=self.choice.need + size)
+            elif place == "machine":
+                loaded.move_off(weights)
+            else:
+                loaded.unload(weights)
+                displaced.append(weights.model_id)
+        if displaced:
+            self.note = DISPLACED.format(names=", ".join(displaced), model=loaded.current.model_id)
+
+    def _sizes_of_others(self, others: Sequence[Weights]) -> list[int]:
+        """Return the bytes that each of the other song models has for itself: what none before it has."""
+        loaded = self._models
+        device = loaded.device()
+        if not others:
+            return []
+        counted = set(loaded.keys_of(loaded.current).items())
+        sizes = []
+        for weights in others:
+            own = 0
+            folders = loaded.folders_of(weights)
+            for part, key in loaded.keys_of(weights).items():
+                if (part, key) not in counted:
+                    counted.add((part, key))
+                    own += self._part_bytes(part, folders[part], device)
+            sizes.append(own)
+        return sizes
+
+    def _part_bytes(self, part: str, folder: Path, device: Device) -> int:
+        size = self._bytes_in(folder)
+        if part == "transformer" and self.plan in (FP8, FAST8):
+            return size // 2
+        return size * _bytes_a_number(part, device) // 2
+
     def _lift_limit(self, kind: Kind) -> None:
         """Forget that a plan ran out of memory once there is clearly more room than there was."""
         if self._limit is None or self._limit.room is None:
@@ -407,7 +496,7 @@ class Placing:
 
     def _use_of(self, request: Any, settings: Settings | None, source: float) -> Use:
         loaded = self._models
-        sized = functools.partial(song_of, loaded.weights, loaded.device())
+        sized = functools.partial(song_of, loaded.current, loaded.device())
         if settings is not None:
             song = sized(request.song_seconds(source), request.songs, settings.guided)
             if getattr(request, "action", "") == "morph":
@@ -444,7 +533,8 @@ class Placing:
         """Return what the three models take in memory."""
         loaded = self._models
         device = loaded.device()
-        sizes = sizes_of(loaded.weights, device, self._bytes_in)
+        folders = loaded.folders_of(loaded.current)
+        sizes = sizes_of(loaded.current, device, self._bytes_in, folders)
         return replace(
             sizes,
             planner=planner_size(device, loaded.planner.weights, self._bytes_in),
@@ -461,10 +551,20 @@ class Placing:
         return self._remembered.get(folder, 0)
 
 
-def sizes_of(weights: Weights, device: Device, bytes_in: Any = bytes_in) -> Sizes:
-    """Return the sizes of `weights` on `device`, from those of the files, which are in bfloat16."""
+def sizes_of(
+    weights: Weights,
+    device: Device,
+    bytes_in: Any = bytes_in,
+    folders: Mapping[str, Path] | None = None,
+) -> Sizes:
+    """Return the sizes of `weights` on `device`, from those of the files, which are in bfloat16.
+
+    `folders` are those of its parts if some of them are another model's.
+    """
     parts = {}
-    if weights.folder:
+    if folders:
+        parts = {part: bytes_in(folder) for part, folder in folders.items()}
+    elif weights.folder:
         parts = {part: bytes_in(weights.folder / part) for part in PARTS}
     if not parts.get("transformer"):  # not downloaded yet, or gone by now
         parts = {name: int(size * GB) for name, size in XL_PARTS_GB.items()}
@@ -544,6 +644,9 @@ def trim_heap() -> None:
 
 
 # --- problems -------------------------------------------------------------------------------------
+
+
+DISPLACED = "There is no room for {names} beside {model}, so its next song has to load it again."
 
 
 def fallback_note(before: str, after: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import weakref
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Offload:
-    """Keeps one part of a pipeline on the device while the others wait in the machine's memory.
+    """Keeps one part of all pipelines on the device while the others wait in the machine's memory.
 
     A part is moved in when it, or a direct child of it, is called. accelerate's hooks miss the
     children that the loop calls directly. Code that uses weights without calling a module, such as
@@ -26,15 +27,31 @@ class Offload:
 
         self.execution_device = torch.device(device)
         self.on_device = ""  # the name of the part that is there
-        self._parts: dict[str, torch.nn.Module] = {}
+        # A part goes with the last pipeline that has it.
+        self._parts: weakref.WeakValueDictionary[str, torch.nn.Module] = (
+            weakref.WeakValueDictionary()
+        )
+        self.take(pipe)
+
+    def take(self, pipe: Any) -> None:
+        """Take the parts of a pipeline, some of which may be here already, since another one has them, too."""
+        import torch
+
         for name, part in pipe.components.items():
-            if isinstance(part, torch.nn.Module):
-                self._parts[name] = part
+            if isinstance(part, torch.nn.Module) and getattr(part, "_hf_hook", None) is not self:
                 self._take(name, part)
 
     def _take(self, name: str, part: Any) -> None:
         """Move a part off the device, and have it brought back whenever something of it is called."""
+        number = 2
+        while name in self._parts:  # of another pipeline
+            name = f"{name.partition(' ')[0]} {number}"
+            number += 1
+        if name == self.on_device:  # one that is gone had this name
+            self.on_device = ""
+        self._parts[name] = part
         part.to("cpu")
+        part.offloaded_as = name
         part._hf_hook = self  # diffusers looks here for the device
         called = [part, *part.children()]
         if hasattr(part, "get_input_embeddings"):
@@ -46,8 +63,9 @@ class Offload:
         """Move the part `name` onto the device, and the one that is there off it; "" moves only off."""
         if name == self.on_device:
             return
-        if self.on_device:
-            self._parts[self.on_device].to("cpu")
+        former = self._parts.get(self.on_device)
+        if former is not None:
+            former.to("cpu")
         self.on_device = ""
         if not name:
             return
@@ -61,9 +79,14 @@ class Offload:
 
 def bring(pipe: AceStepPipeline, name: str) -> None:
     """Move the part `name` of `pipe` onto the device and the others off it ("": all), if parts are offloaded."""
-    offload = getattr(pipe.transformer, "_hf_hook", None)
+    offload = offload_of(pipe)
     if offload:
-        offload.bring(name)
+        offload.bring(getattr(pipe, name).offloaded_as if name else "")
+
+
+def offload_of(pipe: AceStepPipeline) -> Offload | None:
+    """Return what keeps the parts of `pipe` apart, None if they all lie on the device."""
+    return getattr(pipe.transformer, "_hf_hook", None)
 
 
 def cast_on_use(

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 import lyrics_small
 from bootstrap import REPOSITORIES, on_zerogpu
 from events import Problem, StudioError
-from limits import ACTIONS, shown
+from limits import ACTIONS, is_folder_name, shown
 from model_config import config_flaw, layers_flaw
 from model_hub import INDEX, PARTS, is_repo_id
 from record import ModelEntry
@@ -49,6 +49,13 @@ RANDOM_MODELS = {
 }
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
+# The official checkpoints by their names in a request.
+CHECKPOINTS = {
+    "sft": "ACE-Step/acestep-v15-xl-sft-diffusers",
+    "turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
+    "base": "ACE-Step/acestep-v15-xl-base-diffusers",
+}
+MODEL_FIELD = "options.model"
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
 # The planner's folder in the umbrella repository; the variable need not name it.
 SUBFOLDER = "acestep-5Hz-lm-1.7B"
@@ -114,6 +121,48 @@ def find_weights() -> Weights:
     if found.folder or asked or on_zerogpu():
         return found
     return _built_in_engine(found.problem)
+
+
+def find_model(name: str, own: Weights) -> Weights:
+    """Look for the song model that a request calls `name`: one of limits.MODELS, a repository or a folder.
+
+    The studio's `own` model stands for its kind. What is not here has a problem at the request's field; it is
+    never downloaded for a request.
+    """
+    is_own_name = own.engine == "xl" and name in (own.model_id, own.wanted)
+    if not name or is_own_name or name == checkpoint_kind(own):
+        return own
+    if name == PREVIEW:
+        return _not_found(
+            name, "The built-in engine only makes songs while no other model is here."
+        )
+    if is_folder_name(name):
+        return _model_in(name)
+    repo = CHECKPOINTS.get(name, name)
+    if not is_repo_id(repo):
+        return _not_found(name, f"Hugging Face has no model {shown(name)}.")
+    found = _find(MODEL_VARIABLE, repo, "xl", _model_flaw, asked="")
+    if found.problem is not None:
+        return replace(found, problem=replace(found.problem, field=MODEL_FIELD))
+    return found
+
+
+def _model_in(name: str) -> Weights:
+    """Return the song model in the folder `name` of a request; on a Space no visitor names one."""
+    if os.environ.get("SPACE_ID") or on_zerogpu():
+        names = ", ".join(CHECKPOINTS)
+        return _not_found(name, f"Model must be one of {names} here, not a folder.")
+    folder = Path(os.path.expanduser(name)).absolute()
+    reason = _folder_flaw(folder) or _model_flaw(folder)
+    if reason:
+        return _not_found(name, f"The model {shown(name)} cannot be used: {reason}.")
+    # Records travel: they carry no path of this machine.
+    return Weights(folder.name, folder, "variable", "", "xl", None, folder.name)
+
+
+def _not_found(name: str, message: str) -> Weights:
+    problem = Problem("weights_missing", message, MODEL_FIELD)
+    return Weights(name, None, "none", "", "xl", problem, name)
 
 
 def find_planner() -> Weights:
@@ -216,14 +265,19 @@ def _asked(variable: str) -> str:
 
 
 def _find(
-    variable: str, default: str, engine: Engine, flaw: Callable[[Path], str | None]
+    variable: str,
+    default: str,
+    engine: Engine,
+    flaw: Callable[[Path], str | None],
+    asked: str | None = None,
 ) -> Weights:
     """Look in the folder that the variable names, else in ./models and the cache.
 
     `flaw` returns what is wrong with an existing folder. A missing repository that the variable
-    names is to be downloaded, except on ZeroGPU.
+    names is to be downloaded, except on ZeroGPU. `asked` stands in for the variable's value.
     """
-    asked = _asked(variable)
+    if asked is None:
+        asked = _asked(variable)
     wanted = asked or default
     index = INDEX if variable == MODEL_VARIABLE else "config.json"
     repo = wanted if is_repo_id(wanted) else ""

@@ -9,14 +9,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
 import model_offload
+import model_parts
 import song_attention
 import song_compilation
 import song_vae
@@ -26,12 +27,16 @@ from events import Problem, Progress, Stage, StudioError, first_line, is_out_of_
 from model_hub import PARTS
 from model_weights import (
     DEFAULT_MODEL_GB,
+    OPTIONAL_PARTS,
     Weights,
     bytes_in,
     check_folder,
+    find_model,
     find_weights,
+    has_audio_codes,
     missing_model,
 )
+from record import ModelEntry
 from status import LanguageModelStatus, State
 
 if TYPE_CHECKING:
@@ -71,10 +76,24 @@ class Device:
     reason: str
 
 
-class Models:
-    """The song model, the planner and the songwriter. A job holds `turn` while it uses them.
+@dataclass(frozen=True)
+class Given:
+    """What a pipeline gets from those that are loaded already: `parts`, and the `offload` that keeps them apart.
 
-    `layout` is how the song model is built the next time. The arguments make the slots of the two
+    The parts for audio codes come from the folder of `lender` if none of these has them.
+    """
+
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    offload: model_offload.Offload | None = None
+    lender: Weights | None = None
+
+
+class Models:
+    """The song models, the planner and the songwriter. A job holds `turn` while it uses them.
+
+    `weights` are the song model that the studio was started for, `current` is the one of the job
+    that holds the turn. Several may be loaded: they share what is equal, and each has its own
+    transformer. `layout` is how one is built the next time. The arguments make the slots of the two
     language models; they get a function, because the device is picked later.
     """
 
@@ -87,8 +106,12 @@ class Models:
         self._building = threading.RLock()
         self.preparing = False  # `prepare` holds the turn
         self.known_device: Device | None = None
-        self._pipe: Any = None
-        self._is_aside = False  # the song model waits in the machine's memory
+        self._pipe: Any = None  # that of `current`
+        self._is_aside = False  # some of it may wait in the machine's memory
+        self._others: dict[Weights, Any] = {}  # the pipelines of others, that used last at the end
+        self._chosen: Weights | None = None
+        self._found: dict[str, Weights] = {}  # by the name in a request
+        self._bytes: dict[Weights, int] = {}
         self.load_seconds = 0.0  # that building the pipeline took
         self.layout = Layout()
         # What selfcheck.py has switched off on this machine: the name of each, and why in words.
@@ -98,8 +121,66 @@ class Models:
         self.lyrics = lyrics(self.device)
 
     @property
+    def current(self) -> Weights:
+        return self._chosen or self.weights
+
+    @property
     def loaded(self) -> bool:
         return self._pipe is not None
+
+    def is_loaded(self, weights: Weights) -> bool:
+        if weights == self.current:
+            return self.loaded
+        return weights in self._others
+
+    @property
+    def others(self) -> tuple[Weights, ...]:
+        """The song models that are loaded beside the current one, that used last first."""
+        return tuple(reversed(self._others))
+
+    def find(self, name: str) -> Weights:
+        """Return the song model that a request calls `name`, with its problem if it is not here."""
+        found = self._found.get(name)
+        if not name or found is None or found.folder is None:
+            found = find_model(name, self.weights)
+            self._found[name] = found
+        return found
+
+    def lender(self, weights: Weights) -> Weights | None:
+        """Return the checkpoint whose parts for audio codes `weights` uses, None if it has its own or there is none."""
+        if weights.folder is None or has_audio_codes(weights):
+            return None
+        sft = self.find("sft")
+        if model_parts.can_lend(sft, weights):
+            return sft
+        return None
+
+    def has_audio_codes(self, weights: Weights) -> bool:
+        return has_audio_codes(weights) or self.lender(weights) is not None
+
+    def folders_of(self, weights: Weights) -> dict[str, Path]:
+        """Return the folder of each part of a song model, of borrowed ones, too."""
+        return model_parts.folders_of(weights, self.lender(weights))
+
+    def bytes_of(self, weights: Weights) -> int:
+        """Return the bytes of a song model's files; those of its last look, if they are gone."""
+        found = sum(bytes_in(folder) for folder in self.folders_of(weights).values())
+        if found:
+            self._bytes[weights] = found
+        return self._bytes.get(weights, 0)
+
+    def keys_of(self, weights: Weights) -> dict[str, str]:
+        """Return a key for each part of a song model; song models share parts whose keys are equal."""
+        return model_parts.keys_of(weights, self.lender(weights))
+
+    def entry(self) -> ModelEntry:
+        """Return the entry of the current song model in a record."""
+        entry = self.current.entry()
+        lender = self.lender(self.current)
+        if lender is not None:
+            name = f"{lender.model_id} {lender.revision}".strip()
+            entry["borrowed"] = dict.fromkeys(OPTIONAL_PARTS, name)
+        return entry
 
     @property
     def dtype(self) -> str:
@@ -121,24 +202,97 @@ class Models:
         with self._building:
             if self._pipe is None:
                 started = time.perf_counter()
-                self._pipe = build_pipeline(self.weights, device, self.layout)
+                self._pipe = self._build(device)
+                self._is_aside = False
                 self.load_seconds = round(time.perf_counter() - started, 2)
             return self._pipe
 
+    def _build(self, device: Device) -> Any:
+        """Build the pipeline of the current song model, with parts of the others where they are equal."""
+        lender = self.lender(self.current)
+        if lender is None and not self._others:
+            return build_pipeline(self.current, device, self.layout)
+        parts: dict[str, Any] = {}
+        offload = None
+        keys = self.keys_of(self.current)
+        for weights, pipe in self._others.items():
+            offload = model_offload.offload_of(pipe)
+            for part, key in self.keys_of(weights).items():
+                if keys.get(part) == key and hasattr(pipe, part):
+                    parts[part] = getattr(pipe, part)
+        return build_pipeline(self.current, device, self.layout, Given(parts, offload, lender))
+
+    def use(self, weights: Weights) -> Any:
+        """Make `weights` the current song model; return the pipeline in whose place it is, None if there is none.
+
+        What is loaded stays, but for a model that needs another device or other numbers there. The
+        caller holds the turn.
+        """
+        former = self.current
+        if weights == former:
+            return None
+        if weights.engine != former.engine:
+            # Another device, or other numbers on it.
+            self._forget_all()
+            self._chosen = weights
+            return None
+        with self._building:
+            pipe = self._pipe
+            if pipe is not None:
+                self._others[former] = pipe
+            self._pipe = self._others.pop(weights, None)
+            self._is_aside = self._pipe is not None and not self.layout.in_parts
+            self._chosen = weights
+            return pipe
+
+    def move_off(self, weights: Weights) -> None:
+        """Move what another song model has for itself off the device; it waits in the machine's memory."""
+        if self.layout.in_parts:
+            return  # it waits there anyway
+        keys = self.keys_of(self.current)
+        self._move_off(weights, lambda part, key: keys.get(part) != key)
+        free_memory()
+
+    def _move_off(self, weights: Weights, is_meant: Callable[[str, str], bool]) -> None:
+        """Move the parts of another song model that are meant off the device, given their names and keys."""
+        pipe = self._others[weights]
+        for part, key in self.keys_of(weights).items():
+            module: Any = getattr(pipe, part, None)
+            if hasattr(module, "to") and is_meant(part, key):
+                module.to("cpu")
+
+    def waiting_bytes(self, weights: Weights) -> int:
+        """Return the bytes of another song model's transformer that are in the machine's memory."""
+        numbers = self._others[weights].transformer.parameters()
+        return sum(each.nbytes for each in numbers if each.device.type == "cpu")
+
+    def unload(self, weights: Weights) -> None:
+        """Unload what another song model has for itself."""
+        del self._others[weights]
+        free_memory()
+
     def unload_pipeline(self) -> None:
+        """Unload all song models."""
         with self._building:
             self._pipe = None
             self._is_aside = False
+            self._others.clear()
         free_memory()
 
     def set_aside(self) -> None:
         """Move the song model, if it is loaded, off a device that has memory of its own."""
         pipe = self._pipe
-        if pipe is None:
-            return
         if self.layout.in_parts:
-            model_offload.bring(pipe, "")
-        elif not self._is_aside:
+            for each in (pipe, *self._others.values()):
+                if each is not None:
+                    model_offload.bring(each, "")
+        elif pipe is None:
+            # What it will share lies there for the others.
+            keys = self.keys_of(self.current)
+            for weights in self._others:
+                self._move_off(weights, lambda part, key: keys.get(part) == key)
+        else:
+            # Also if some of it is off already, because another model was used meanwhile.
             self._is_aside = True  # first: a move that fails has moved some of it
             pipe.to("cpu")
         free_memory()
@@ -156,7 +310,7 @@ class Models:
             return device
         with self._building:
             if self.known_device is None:
-                self.known_device = pick_device(self.weights)
+                self.known_device = pick_device(self.current)
             return self.known_device
 
     def load_all(self) -> None:
@@ -176,7 +330,7 @@ class Models:
         try:
             if self.turn.acquire(blocking=False):
                 try:
-                    if self.weights.engine == "preview":
+                    if self.current.engine == "preview":
                         self.pipeline()
                     else:
                         from diffusers import AceStepPipeline  # noqa: F401
@@ -193,6 +347,7 @@ class Models:
     def refreshing(self) -> Iterator[Progress]:
         """Do what `refresh` does, and yield progress at every beat while the current job goes on."""
         weights = find_weights()
+        self._found.clear()
         if weights != self.weights:
             yield from self.taking_turn()
             try:
@@ -212,10 +367,17 @@ class Models:
 
     def _use(self, weights: Weights) -> None:
         """Take other weights for the song model; the caller holds the turn."""
+        self.weights = weights
+        self._chosen = None
+        self._found.clear()
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        """Unload everything, and choose the device again; the caller holds the turn."""
         with self._building:
-            self.weights = weights
             self._pipe = None
             self._is_aside = False
+            self._others.clear()
             self.known_device = None
         # Their dtype may have depended on the old weights.
         self.planner.unload()
@@ -464,9 +626,11 @@ def _seconds_of_products(dtype: torch.dtype, rows: int) -> float:
     return min(seconds)
 
 
-def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) -> AceStepPipeline:
+def build_pipeline(
+    weights: Weights, device: Device, layout: Layout = Layout(), given: Given = Given()
+) -> AceStepPipeline:
     """Load the pipeline of `weights` onto `device`, with what `layout` says about its parts and
-    bits.
+    bits. What is `given` is not loaded again.
 
     Raises StudioError if the weights are missing or cannot be loaded, or if memory runs out.
     """
@@ -480,10 +644,12 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
 
     quiet_libraries()
     try:
-        pipe = _read_pipeline(weights, device, layout)
+        pipe = _read_pipeline(weights, device, layout, given)
         if layout.eight_bits == "computed":
             model_offload.use_float8(pipe.transformer.layers, device.kind)
-        if layout.in_parts:
+        if given.offload is not None:
+            given.offload.take(pipe)
+        elif layout.in_parts:
             model_offload.Offload(pipe, device.kind)
         else:
             pipe.to(device.kind)
@@ -495,8 +661,9 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
                 _no_room(f"{weights.model_id} ({device.kind})", hint)
             ) from None
         raise StudioError.from_problem(_unreadable(weights, error)) from error
-    is_old_macos = device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1)
-    song_vae.use_tiles(pipe.vae, short=is_old_macos)
+    if "vae" not in given.parts:
+        is_old_macos = device.kind == "mps" and not torch.backends.mps.is_macos_or_newer(15, 1)
+        song_vae.use_tiles(pipe.vae, short=is_old_macos)
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -504,7 +671,9 @@ def build_pipeline(weights: Weights, device: Device, layout: Layout = Layout()) 
     return pipe
 
 
-def _read_pipeline(weights: Weights, device: Device, layout: Layout) -> AceStepPipeline:
+def _read_pipeline(
+    weights: Weights, device: Device, layout: Layout, given: Given
+) -> AceStepPipeline:
     """Read the checkpoint into the machine's memory, with the studio's faster layers and narrower weights."""
     import torch
     from diffusers import AceStepPipeline
@@ -512,7 +681,10 @@ def _read_pipeline(weights: Weights, device: Device, layout: Layout) -> AceStepP
     storage = getattr(torch, device.storage_dtype)
     compute = getattr(torch, device.dtype)
     reading = {"use_safetensors": True, "local_files_only": True}
-    read_before = {}
+    read_before = dict(given.parts)
+    if given.lender is not None:  # its index does not list what it borrows
+        for part in OPTIONAL_PARTS:
+            read_before.pop(part, None)
     if layout.eight_bits == "stored":
         # At its full size the transformer takes as much as the other parts and its smaller form together.
         read_before["transformer"] = _narrow_transformer(weights, storage, compute, reading)
@@ -522,15 +694,33 @@ def _read_pipeline(weights: Weights, device: Device, layout: Layout) -> AceStepP
         **reading,
         **read_before,
     )
+    if given.lender is not None:
+        pipe.register_modules(**_lent_parts(given, storage, reading))
     song_attention.use_windows(pipe.transformer)
     song_compilation.set_up(pipe.transformer)
-    song_vae.skip_idle_units(pipe.vae)
-    song_vae.use_pieces(pipe.vae)
+    if "vae" not in given.parts:
+        song_vae.skip_idle_units(pipe.vae)
+        song_vae.use_pieces(pipe.vae)
     if storage != compute:
         for name, part in pipe.components.items():
-            if isinstance(part, torch.nn.Module) and name not in {"vae", *read_before}:
+            is_ready = name in {"vae", *given.parts, *read_before}
+            if isinstance(part, torch.nn.Module) and not is_ready:
                 model_offload.cast_on_use(part, storage, compute)
     return pipe
+
+
+def _lent_parts(given: Given, storage: torch.dtype, reading: dict[str, bool]) -> dict[str, Any]:
+    """Return the parts for audio codes, from another pipeline or from the lender's folder."""
+    from diffusers.pipelines import ace_step
+
+    assert given.lender is not None
+    classes = (ace_step.AceStepAudioTokenizer, ace_step.AceStepAudioTokenDetokenizer)
+    lent = {}
+    for part, part_class in zip(OPTIONAL_PARTS, classes, strict=True):
+        lent[part] = given.parts.get(part) or part_class.from_pretrained(
+            given.lender.local_folder / part, dtype=storage, **reading
+        )
+    return lent
 
 
 def _unreadable(weights: Weights, error: Exception) -> Problem:

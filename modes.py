@@ -97,7 +97,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     chosen: tuple[str, ...] = ()
     known = None
     if job.settings.kind == "preview":
-        known = song_words.read_words(loaded.weights.local_folder)
+        known = song_words.read_words(loaded.current.local_folder)
     if known is not None:
         job, chosen, changes = song_words.settle(job, known, choose=plan is None)
         notes += changes
@@ -113,7 +113,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
             selfcheck.distrust_half(loaded)
         if isinstance(event, Outcome):
             event = event.with_facts(
-                model=loaded.weights.entry(),
+                model=loaded.entry(),
                 dtype=loaded.dtype,
                 plan=plan_entry,
                 loras=acting,
@@ -180,7 +180,7 @@ def _listener(loaded: Models, placing: Placing) -> Listener:
     planner = None
     if placing.keeps_all and loaded.planner.loaded:
         planner = loaded.planner.get()
-    return Listener(song_align.heads_of(loaded.weights), planner)
+    return Listener(song_align.heads_of(loaded.current), planner)
 
 
 NOBODY = Listener()

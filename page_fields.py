@@ -25,6 +25,7 @@ from limits import (
     LANGUAGES,
     LIMITS,
     MEMORY_PLANS,
+    MODELS,
     QUALITY_STEPS,
     SAMPLERS,
     SCORE_PARTS,
@@ -377,8 +378,36 @@ def add_song_details(form: Form) -> None:
     form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
     counts = range(1, int(LIMITS["takes"].high) + 1)
     form.add("takes", gr.Radio, choices=list(counts), value=usual_count("takes"))
+    add_model(form)
     form.add("quality", gr.Radio, choices=qualities("sft"), value="standard")
     form.add_number("seed")
+
+
+def add_model(form: Form) -> None:
+    """Add the song model; it is drawn where there are several. The value "" is the studio's own."""
+    choices = swapped({"": MODELS["sft"], **MODELS})
+    field = form.add("options.model", gr.Radio, choices=choices, value="", visible=False)
+
+    def of_form(name: str) -> str:
+        return choice_of(name, form.studio.status())
+
+    form.add_field("options.model", Field(field, from_request=of_form))
+
+
+def choice_of(name: str, status: Status) -> str:
+    """Return the value of Model for a name in a request: "" for the studio's own, and for what is not here."""
+    for model in status.song_models:
+        if name in (model.name, model.model) and model.state != "missing" and not model.own:
+            return model.name
+    return ""
+
+
+def kind_of(choice: str, status: Status) -> str:
+    """Return what the model of a `choice` was trained for."""
+    for model in status.song_models:
+        if choice == model.name:
+            return model.kind
+    return status.kind
 
 
 def add_reference(form: Form, details: gr.Accordion) -> None:
@@ -419,19 +448,37 @@ def add_advanced(form: Form) -> None:
     form.add("options.timbre_token", gr.Checkbox, value=True)
     add_loras(form)
     form.add("options.memory_plan", gr.Dropdown, choices=swapped(MEMORY_PLANS), value="auto")
-    form.on_status(lambda status: model_updates(form, status))
+    form.on_status(lambda status: status_updates(form, status))
+    model = form.fields["options.model"]
+
+    def follow(choice: str) -> Updates:
+        return kind_updates(form, kind_of(choice, form.studio.status()))
+
+    outputs = [*kind_updates(form, "sft")]
+    model.change(follow, model, outputs, **AT_ONCE)
+    form.after_status(follow, model, outputs)
 
 
-def model_updates(form: Form, status: Status) -> Updates:
-    """Return the updates for the model and device in use.
+def status_updates(form: Form, status: Status) -> Updates:
+    """Return the updates for the studio's models and device: what can be chosen, and its own model's defaults."""
+    here = [model for model in status.song_models if model.state != "missing"]
+    values = {model.name: "" if model.own else model.name for model in here}
+    choices = [(MODELS[name], value) for name, value in values.items()]
+    uses = " ".join(tooltips.MODEL_USES[name] for name in values)
+    plans = only(MEMORY_PLANS, ["auto", *status.memory_plans])
+    fields = form.fields
+    return {
+        **kind_updates(form, status.kind),
+        fields["options.model"]: gr.update(choices=choices, info=uses, visible=len(here) > 1),
+        fields["options.memory_plan"]: gr.update(choices=swapped(plans)),
+    }
 
-    They are defaults, memory plans, and what a turbo checkpoint does not use.
-    """
-    kind = status.kind
+
+def kind_updates(form: Form, kind: str) -> Updates:
+    """Return the updates for a model of `kind`: its defaults, and what a turbo checkpoint does not use."""
     standard = usual_sampling("standard", kind)
     shift = f"{standard.shift:g}"
     guidance = f"{standard.guidance:g}"
-    plans = only(MEMORY_PLANS, ["auto", *status.memory_plans])
     if kind == "turbo":
         steps = str(standard.steps)
         quality = tooltips.TURBO_QUALITY.format(steps=steps)
@@ -456,7 +503,6 @@ def model_updates(form: Form, status: Status) -> Updates:
         ),
         fields["options.cfg_start"]: gr.update(info=cfg_start_help, interactive=guided),
         fields["options.cfg_end"]: gr.update(info=cfg_end_help, interactive=guided),
-        fields["options.memory_plan"]: gr.update(choices=swapped(plans)),
     }
 
 

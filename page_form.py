@@ -104,6 +104,7 @@ class Form:
         self._fields: dict[str, Field] = {}
         self._folds: dict[gr.Accordion, tuple[str, ...]] = {}
         self._on_status: list[Callable[[Status], Updates]] = []
+        self._after_status: list[tuple[Callable[[Any], Updates], Any, list[Any]]] = []
         self._lines: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}
         self._followed: set[str] = set()
 
@@ -183,6 +184,16 @@ class Form:
         It returns updates of the same components whatever the status is.
         """
         self._on_status.append(show)
+
+    def after_status(
+        self, show: Callable[[Any], Updates], field: Component, outputs: list[Any]
+    ) -> None:
+        """Call `show` with the value of `field` once the status is shown, which knows no values."""
+        self._after_status.append((show, field, outputs))
+
+    @property
+    def followers(self) -> list[tuple[Callable[[Any], Updates], Any, list[Any]]]:
+        return list(self._after_status)
 
     def follow(
         self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
@@ -87,7 +88,19 @@ def connect_status(
                 studio.models.prepare()
 
     known = demo.load(show, outputs=outputs, **AT_ONCE)
-    download.success(show, outputs=outputs, **AT_ONCE)
+    shown_again = download.success(show, outputs=outputs, **AT_ONCE)
+    followers = [follower for form in forms for follower in form.followers]
+
+    def follow(*values: Any) -> Updates:
+        followed: Updates = {}
+        for (show_for, _, _), value in zip(followers, values, strict=True):
+            followed |= show_for(value)
+        return followed
+
+    fields = [field for _, field, _ in followers]
+    following = [output for _, _, outputs in followers for output in outputs]
+    for shown in (known, shown_again):
+        shown.then(follow, fields, following, **AT_ONCE)
     # Only the header: this takes seconds if torch is not loaded yet, while the visitor may already
     # be filling in the form.
     complete = known.then(show_device, outputs=header.outputs, **AT_ONCE)

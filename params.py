@@ -123,6 +123,8 @@ class Options(Strict):
         limits.SCORE_PARTS
     )
     memory_plan: Annotated[str, choice("Memory plan", limits.MEMORY_PLANS)] = "auto"
+    # the song model; "" is the one that the studio was started for
+    model: Annotated[str, BeforeValidator(limits.parse_model)] = ""
     loras: Annotated[tuple[LoraChoice, ...], BeforeValidator(lora_choices)] = ()
 
     def model_post_init(self, context: Any) -> None:
@@ -446,6 +448,11 @@ def parse_request(mode: str, values: Mapping[str, Any]) -> Request:
         return REQUESTS[mode].model_validate(fields)
     except ValidationError as error:
         raise InvalidRequest(*(_problem(mode, item) for item in error.errors())) from None
+
+
+def model_of(request: Request) -> str:
+    """Return the song model that `request` names, "" for the one that the studio was started for."""
+    return getattr(getattr(request, "options", None), "model", "")
 
 
 def written_request(words: Request, values: Mapping[str, Any]) -> WrittenRequest:

@@ -37,6 +37,11 @@ class ModelEntry(TypedDict):
     id: Annotated[str, "its name on Hugging Face, or its folder"]
     revision: Annotated[str, "the commit, if it is known"]
     engine: Annotated[str, "`xl` or `preview`; for text `transformers` or `mlx`"]
+    borrowed: NotRequired[
+        Annotated[
+            dict[str, str], "the parts that it took from another model, with that model's name"
+        ]
+    ]
 
 
 class UploadEntry(TypedDict):

@@ -133,7 +133,7 @@ def song_model(loaded: models.Models, pipe: Any) -> Generator[Progress]:
     need not wait for that.
     """
     kind = loaded.device().kind
-    usual = loaded.weights.engine == "preview" and kind == "cpu"
+    usual = loaded.current.engine == "preview" and kind == "cpu"
     if not wanted() or usual or getattr(pipe.transformer, "proven", False):
         return
     yield from _prove_song(loaded, pipe)
@@ -175,7 +175,7 @@ def plan(loaded: models.Models, name: str) -> Generator[Progress, None, bool]:
     """Prove what a memory plan does to weights; return whether it may be used."""
     if wanted() and name not in loaded.distrusted:
         device = loaded.device()
-        config = {**estimate.XL, **estimate.transformer_config(loaded.weights)}
+        config = {**estimate.XL, **estimate.transformer_config(loaded.current)}
         yield from _prove(loaded, f"plan {name}", plan_checks(device, name, config), dict)
     return name not in loaded.distrusted
 
@@ -846,7 +846,7 @@ def facts_of(loaded: models.Models) -> dict[str, str]:
     layout = loaded.layout
     plan_of = ["parts"] if layout.in_parts else []
     plan_of += [layout.eight_bits] if layout.eight_bits else []
-    model = loaded.weights.model_id
+    model = loaded.current.model_id
     if not re.fullmatch(r"[\w.-]+/[\w.-]+|preview|random", model):
         model = "a folder"
     planner_model = loaded.planner.weights.model_id
@@ -860,7 +860,7 @@ def facts_of(loaded: models.Models) -> dict[str, str]:
         "driver": _driver(device.kind),
         "numbers": f"{device.dtype}, stored in {device.storage_dtype}, VAE in {device.vae_dtype}",
         "layout": " ".join(plan_of) or "whole",
-        "model": f"{model} {loaded.weights.revision}".strip(),
+        "model": f"{model} {loaded.current.revision}".strip(),
         "planner": f"{planner_model} {loaded.planner.weights.revision}".strip(),
         **{name: version for name, version in versions.items() if name in LIBRARIES},
     }
@@ -946,7 +946,7 @@ def _write(entries: Mapping[str, Any]) -> None:
 
 def _remembered_of(loaded: models.Models) -> dict[str, float]:
     """Return what was measured with these models, on whatever card; the main process of ZeroGPU has none."""
-    wanted_model = f"{loaded.weights.model_id} {loaded.weights.revision}".strip()
+    wanted_model = f"{loaded.current.model_id} {loaded.current.revision}".strip()
     found: dict[str, float] = {}
     for entry in _read().values():
         with contextlib.suppress(TypeError, AttributeError, KeyError):

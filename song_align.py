@@ -79,9 +79,9 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outc
     with timed(seconds, "loading"):
         placing.for_song()
         pipe = models.pipeline()
-        heads = heads_of(models.weights)
+        heads = heads_of(models.current)
         if not heads:
-            raise StudioError("unsupported", support(models.weights).reason)
+            raise StudioError("unsupported", support(models.current).reason)
         lora_apply.reconcile(pipe, ())  # the heads are known for the checkpoint without LoRAs
     with timed(seconds, "aligning"):
         yield Progress("preparing")
@@ -103,7 +103,7 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outc
         noise = song_loop.draw_noise(generators, clean.shape[1], clean.shape[2])
         steps = request.steps or QUALITY_STEPS["standard"]
         result = follow(pipe, condition, clean, noise, 1 / steps, heads, request, length)
-    yield Outcome(Ran(seconds=seconds, model=models.weights.entry()), result=result)
+    yield Outcome(Ran(seconds=seconds, model=models.entry()), result=result)
 
 
 def follow(

@@ -54,6 +54,27 @@ class SongwriterStatus(LanguageModelStatus):
 
 
 @dataclass(frozen=True)
+class SongModelStatus:
+    """A song model that a request can name.
+
+    `kind` is what it was trained for, `model` its id, `size_gb` what its files take, about so much
+    where they are missing. `own` is the one that the studio was started for.
+    """
+
+    name: str
+    kind: str
+    model: str
+    state: Literal["ready", "loaded", "missing"]
+    own: bool
+    size_gb: float
+    tasks: Mapping[str, str]  # task -> official, experimental or unsupported
+    problem: Problem | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return {**asdict(self), "problem": problem_facts(self.problem)}
+
+
+@dataclass(frozen=True)
 class WorkerStatus:
     """A process that makes songs; `node` is its machine's id in a Ray cluster, "" if songs are made in this process."""
 
@@ -96,6 +117,7 @@ class Status:
     selfcheck: str  # what is switched off on this machine, in a sentence; "" if nothing is
     planner: LanguageModelStatus
     songwriter: SongwriterStatus
+    song_models: tuple[SongModelStatus, ...]
     tasks: Mapping[str, str]  # task -> official, experimental or unsupported
     unsupported: Mapping[str, str]  # task -> why
     timed_lyrics: TimedLyrics
@@ -125,6 +147,7 @@ class Status:
             "selfcheck": self.selfcheck,
             "planner": self.planner.facts(),
             "lyrics": self.songwriter.facts(),
+            "models": [model.facts() for model in self.song_models],
             "tasks": dict(self.tasks),
             "unsupported": dict(self.unsupported),
             "timed_lyrics": asdict(self.timed_lyrics),
@@ -150,6 +173,7 @@ UNKNOWN = Status(
     selfcheck="",
     planner=LanguageModelStatus("none", ""),
     songwriter=SongwriterStatus("none", ""),
+    song_models=(),
     tasks={},
     unsupported={},
     timed_lyrics=TimedLyrics(available=False, reason=""),

@@ -34,6 +34,7 @@ LABELS = {
     "regions": "Further regions",
     "brief": "What the song is about",
     "loras": "LoRAs",
+    "model": "Model",
 }
 
 UPLOAD = "WAV, FLAC, MP3, OGG, AIFF, M4A, MP4 or WebM, 1 second to 10 minutes, up to 500 MB"
@@ -46,6 +47,7 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "key": "Type to search, for example F# major or Bbm. Automatic: from the prompt, or the model decides.",
     "time_signature": "Beats per bar.",
     "language": "The language of the lyrics.",
+    "model": "Which checkpoint makes the song.",
     "takes": "How many versions to make at once, each with its own seed.",
     "quality": "More steps take longer and sound cleaner.",
     "seed": "The same seed and settings give the same song. -1 picks a new one.",
@@ -133,10 +135,17 @@ STEPS_BY_QUALITY = "set by Quality ({steps})"
 AUTOMATIC = "Automatic"
 LOUDNESS_OFF = "Off"
 QUALITIES = {"draft": "Draft", "standard": "Standard", "best": "Best"}
+# What each song model is for, below their names.
+MODEL_USES = {
+    "sft": "Best: the fullest sound, and the closest to your words.",
+    "turbo": "Fast: 8 steps without guidance, about ten times as fast.",
+    "base": "Stems: trained to add, take out and complete tracks.",
+    "preview": "Built-in: the small engine that comes with the studio.",
+}
 LYRICS_OFF = "Switched off by Instrumental."
 WORDS_OFF = "Kept, but not sung: No voice is chosen."
-TURBO_GUIDANCE = "Not used: this turbo checkpoint has guidance built in."
-TURBO_QUALITY = "This turbo checkpoint makes every quality in {steps} steps."
+TURBO_GUIDANCE = "Not used: Fast (turbo) has guidance built in."
+TURBO_QUALITY = "Fast (turbo) makes every quality in {steps} steps."
 
 # --- sections and buttons -------------------------------------------------------------------------
 TABS = {

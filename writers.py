@@ -29,7 +29,6 @@ from model_weights import (
     Weights,
     find_planner,
     find_songwriter,
-    has_audio_codes,
 )
 from models import Device, Models, Slot, free_memory
 from params import GenerateRequest, Request
@@ -103,7 +102,7 @@ def plan_song(
         if weights.folder is None and weights.problem:
             return None, _unplanned(models, request, weights.problem.message)
         return None, PlanEntry(used=False, reason=reason)
-    if not has_audio_codes(models.weights):
+    if not models.has_audio_codes(models.current):
         reason = (
             "This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing."
         )
@@ -135,7 +134,7 @@ def _unplanned(models: Models, request: GenerateRequest, reason: str) -> PlanEnt
     problem = models.planner.weights.problem
     expects_none = problem is None or problem.code == PLANNER_OFF
     if problem is not None and problem.code == PLANNER_MISSING:
-        expects_none = models.weights.engine == "preview"
+        expects_none = models.current.engine == "preview"
     if was_asked or not expects_none:
         return PlanEntry(used=False, reason=reason, missed=True)
     return PlanEntry(used=False, reason=reason)

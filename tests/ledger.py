@@ -25,6 +25,7 @@ import jobs
 import lora_apply
 import model_memory
 import model_offload
+import model_parts
 import models
 import modes
 import planner
@@ -32,11 +33,11 @@ import record
 import song_align
 import song_codec
 import song_conditions
-import writers
 from events import Job, Outcome, Progress, StudioError
+from model_hub import INDEX
 from model_memory import GB, SONGWRITER_WORK_BYTES, SPARE_BYTES
-from model_weights import Weights
-from params import SongRequest, parse_request, settle
+from model_weights import OPTIONAL_PARTS, Weights
+from params import SongRequest, model_of, parse_request, settle
 from record import Ran
 
 DTYPES = {
@@ -50,6 +51,9 @@ PLANNER_GB = 3.71
 SONGWRITER_GB = 15.23
 SECONDS = 60.0
 STEPS = 3
+
+
+NOTHING = models.Given()
 
 
 class Part(torch.nn.Module):
@@ -68,6 +72,9 @@ class Part(torch.nn.Module):
             self.ledger.look(0)
         return self
 
+    def parameters(self, recurse: bool = True) -> Iterator[Any]:
+        return iter([SimpleNamespace(nbytes=self.size, device=torch.device(self.place))])
+
     def forward(self, work: int) -> None:
         assert self.place == self.ledger.device, "a part works that is not on the device"
         self.ledger.look(work)
@@ -76,16 +83,22 @@ class Part(torch.nn.Module):
 class Pipe:
     """The song model in parts, as `models.build_pipeline` leaves it for a layout."""
 
-    def __init__(self, ledger: Ledger, layout: models.Layout):
+    def __init__(
+        self, ledger: Ledger, weights: Weights, layout: models.Layout, given: models.Given
+    ):
         device = ledger.studio.models.device()
         sizes = ledger.part_bytes(device)
         if layout.eight_bits:
             sizes["transformer"] = int(model_memory.XL_PARTS_GB["transformer"] * GB) // 2
         self.loras: list[Part] = []
-        self.components = {name: Part(ledger, size, "cpu") for name, size in sizes.items()}
+        self.components = {
+            name: given.parts.get(name) or Part(ledger, size, "cpu") for name, size in sizes.items()
+        }
         for name, part in self.components.items():
             setattr(self, name, part)
-        if layout.in_parts:
+        if given.offload is not None:
+            given.offload.take(self)
+        elif layout.in_parts:
             model_offload.Offload(self, device.kind)
         else:
             self.to(device.kind)
@@ -102,6 +115,8 @@ class Ledger:
         kind = name.partition(",")[0]
         self.device = kind
         self.room = room
+        self.machine = 64 * GB
+        self.folder = folder
         self.parts: weakref.WeakSet[Part] = weakref.WeakSet()
         self.used = 0
         self.fault: type[Exception] | None = None
@@ -110,7 +125,15 @@ class Ledger:
             models, "pick_device", lambda weights: models.Device(kind, *DTYPES[name], "a test")
         )
         patch.setattr(models, "free_memory", gc.collect)
-        patch.setattr(models, "build_pipeline", lambda weights, device, layout: Pipe(self, layout))
+        patch.setattr(
+            models,
+            "build_pipeline",
+            lambda weights, device, layout, given=NOTHING: Pipe(self, weights, layout, given),
+        )
+        # The three checkpoints lie beside each other; what is equal is a link.
+        patch.setattr(model_parts, "content", lambda folder: str(folder.resolve()))
+        patch.setattr(models, "find_model", lambda name, own: self.weights_called(name))
+        patch.setattr(models, "available_memory", lambda: self.machine - self.waiting())
         patch.setattr(model_memory, "room_for_models", lambda kind: self.room)
         patch.setattr(model_memory, "free_room", lambda kind: self.room)
         patch.setattr(
@@ -130,6 +153,27 @@ class Ledger:
             name: int(size * GB) * factors.get(name, 1)
             for name, size in model_memory.XL_PARTS_GB.items()
         }
+
+    def waiting(self) -> int:
+        """Return the bytes that wait in the machine's memory; a device that shares it has all of them."""
+        return sum(part.size for part in self.parts if part.place != self.device)
+
+    def weights_called(self, name: str) -> Weights:
+        """Return the studio's own model, or another one: its transformer, base's VAE too, and turbo without codes."""
+        if name in ("", "sft"):
+            return weights_of(self.folder)
+        place = self.folder / name
+        if not place.exists():
+            place.mkdir()
+            own = ("transformer", "vae") if name == "base" else ("transformer",)
+            for part, size in model_memory.XL_PARTS_GB.items():
+                if part in own:
+                    write_file(place / part, size)
+                elif name != "turbo" or part not in OPTIONAL_PARTS:
+                    (place / part).symlink_to(self.folder / part)
+            if name == "turbo":
+                (place / INDEX).write_text("{}")
+        return weights_of(place)
 
     def look(self, work: int) -> None:
         """Note what lies on the device now, with `work` bytes on top."""
@@ -163,7 +207,8 @@ class Ledger:
         self.used = 0
         self.fault = fault
         request = parse_request(mode, {**WORDS[mode], **values})
-        settings = settle(request, "sft") if isinstance(request, SongRequest) else None
+        kind = model_of(request) or "sft"
+        settings = settle(request, kind) if isinstance(request, SongRequest) else None
         seeds = (1,) * values.get("takes", 1)
         specs = tuple(lora_of(*each) for each in (loras or {}).items())
         job = Job(request, seeds, (), "nowhere", {"source": ""}, specs, settings=settings)
@@ -199,9 +244,7 @@ class Ledger:
         """Write files of the real sizes without any bytes in them."""
         sizes = {**model_memory.XL_PARTS_GB, "planner": PLANNER_GB, "songwriter": SONGWRITER_GB}
         for name, size in sizes.items():
-            (folder / name).mkdir(parents=True)
-            with (folder / name / "model.safetensors").open("wb") as file:
-                file.truncate(int(size * GB))
+            write_file(folder / name, size)
 
     def _script(self, patch: pytest.MonkeyPatch) -> None:
         """Say which part works when: what the modes, the planner and the songwriter do with real models."""
@@ -260,7 +303,6 @@ class Ledger:
         patch.setattr(
             jobs, "source_seconds", lambda job: SECONDS if hasattr(job.request, "source") else 0.0
         )
-        patch.setattr(writers, "has_audio_codes", lambda weights: True)
         patch.setattr(lora_apply, "reconcile", reconciled)
         patch.setattr(record, "library_versions", dict)
         for name in ("plan", "inspire", "polish", "describe"):
@@ -275,6 +317,12 @@ class Ledger:
 
 def lora_of(name: str, numbers: int) -> Any:
     return SimpleNamespace(info=SimpleNamespace(sha256=name, numbers=numbers, name=name, note=""))
+
+
+def write_file(folder: Path, size_gb: float) -> None:
+    folder.mkdir(parents=True)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(int(size_gb * GB))
 
 
 def weights_of(folder: Path) -> Weights:

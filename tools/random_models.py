@@ -11,11 +11,20 @@ so that the last bit of another processor's arithmetic does not change the files
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_weights import ASSETS, LYRICS_VARIABLE, PLANNER_VARIABLE, RANDOM_MODELS
+from model_hub import INDEX
+from model_weights import (
+    ASSETS,
+    LYRICS_VARIABLE,
+    OPTIONAL_PARTS,
+    PLANNER_VARIABLE,
+    RANDOM_MODELS,
+)
 from models import quiet_libraries
 
 if TYPE_CHECKING:
@@ -58,6 +67,36 @@ def make_checkpoint(folder: Path, *, xl: bool = False) -> Path:
     parts |= {"vae": vae, "tokenizer": tokenizer}
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
     AceStepPipeline(**parts, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def make_relative(folder: Path, of: Path, kind: Literal["turbo", "base"]) -> Path:
+    """Write a checkpoint of another kind into `folder` and return it: `of` with a transformer of its own.
+
+    As the official ones, turbo has no parts for audio codes. Unlike theirs, base has a VAE of its own.
+    """
+    import torch
+    from diffusers import AceStepTransformer1DModel, AutoencoderOobleck
+
+    shutil.copytree(of, folder)
+    place = folder / "transformer"
+    config = AceStepTransformer1DModel.load_config(place)
+    config |= {"is_turbo": kind == "turbo", "model_version": kind}
+    generator = torch.Generator("cpu").manual_seed(len(kind))
+    with torch.no_grad():
+        filled(lambda: AceStepTransformer1DModel.from_config(config), generator).save_pretrained(
+            place
+        )
+        if kind == "base":
+            vae = AutoencoderOobleck.from_pretrained(folder / "vae")
+            vae.decoder.conv2.weight_g *= 0.5
+            vae.save_pretrained(folder / "vae")
+    if kind == "turbo":
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        for part in OPTIONAL_PARTS:
+            index[part] = [None, None]
+            shutil.rmtree(folder / part)
+        (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     return folder
 
 

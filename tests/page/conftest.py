@@ -33,7 +33,15 @@ from events import Done, Draft, Event, Failed, Problem, Progress
 from limits import SAMPLE_RATE
 from params import Request
 from runs import runs_of
-from status import UNKNOWN, LanguageModelStatus, SongwriterStatus, Status, TimedLyrics, WorkerStatus
+from status import (
+    UNKNOWN,
+    LanguageModelStatus,
+    SongModelStatus,
+    SongwriterStatus,
+    Status,
+    TimedLyrics,
+    WorkerStatus,
+)
 from tests.files import tag_file, write_song
 from tests.page import held
 from tests.page.steps import Tab
@@ -204,6 +212,12 @@ BUILT_IN = replace(
     memory_plans=model_memory.LADDERS["cpu"],
     planner=LanguageModelStatus("ready", "preview", "preview"),
     songwriter=SongwriterStatus("ready", "preview", "preview"),
+    song_models=tuple(
+        SongModelStatus(
+            name, name, name, "ready", name == "preview", 11.5, model_weights.task_support(name)
+        )
+        for name in ("base", "preview")
+    ),
     tasks=model_weights.task_support("preview"),
     timed_lyrics=TimedLyrics(available=True, reason=""),
     workers=(WorkerStatus(id="here", node="", pid=1, device="cpu", busy=False),),
@@ -234,6 +248,10 @@ class FakeBackend(Backend):
         return replace(BUILT_IN, **self.facts)
 
     full_status = status
+
+    def song_model(self, request: Request) -> model_weights.Weights:
+        """Return the built-in engine, whatever is asked for: the page has models that are not here."""
+        return self.models.weights
 
     def widths(self) -> None:
         """Return None: the model is not downloaded yet."""

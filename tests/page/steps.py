@@ -24,6 +24,7 @@ SHARED = {
     "time_signature": ("pick", "3/4", "3"),
     "language": ("choose", "Japanese", "ja"),
     "takes": ("pick", "2", 2),
+    "options.model": ("pick", "Stems", "base"),
     "quality": ("pick", "Draft, 20 steps", "draft"),
     "seed": ("type", "0", 0),
     "options.steps": ("type", "8", 8),

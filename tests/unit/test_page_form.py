@@ -11,8 +11,8 @@ import page_form
 import planner
 import tooltips
 from params import REQUESTS, parse_request
-from status import UNKNOWN
-from tests.unit.forms import build_forms
+from status import UNKNOWN, SongModelStatus
+from tests.unit.forms import STATUS, build_forms
 
 FULL = {
     **{
@@ -95,6 +95,31 @@ def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
     for name in ("options.guidance", "options.cfg_start", "options.cfg_end"):
         assert shown("sft", name)["interactive"] and not shown("turbo", name)["interactive"], name
         assert shown("turbo", name)["info"] == tooltips.TURBO_GUIDANCE, name
+
+
+def song_model(name: str, state: Any = "ready") -> SongModelStatus:
+    return SongModelStatus(name, name, f"org/{name}", state, name == "sft", 11.5, {})
+
+
+def test_the_models_that_are_here_can_be_chosen_and_each_has_its_own_defaults(forms, monkeypatch):
+    form = forms["generate"]
+    here = (song_model("sft"), song_model("turbo", "loaded"), song_model("base", "missing"))
+    status = replace(STATUS, song_models=here)
+    monkeypatch.setattr(form.studio, "status", lambda: status)
+    model = form.fields["options.model"]
+    shown = form.show_status(status)[model]
+    assert shown["choices"] == [("Best", ""), ("Fast", "turbo")] and shown["visible"]
+    assert "8 steps" in shown["info"] and "Stems" not in shown["info"]
+    alone = replace(status, song_models=here[:1])
+    assert not form.show_status(alone)[model]["visible"]
+    # As a restored record names them: the studio's own, another, one that is not here.
+    for name, value in {"sft": "", "org/turbo": "turbo", "base": "", "org/x": ""}.items():
+        assert form.show({"options.model": name})[model]["value"] == value, name
+    ((follow, field, outputs),) = form.followers
+    assert field is model
+    guidance = form.fields["options.guidance"]
+    assert not follow("turbo")[guidance]["interactive"] and follow("")[guidance]["interactive"]
+    assert set(follow("")) == set(outputs)
 
 
 def test_a_song_without_a_plan_has_no_options_for_it(forms):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,6 +187,58 @@ def test_the_documented_table_is_true(tmp_path, monkeypatch):
         rows.append(f"| {room} | {' | '.join(found)} |")
     print("\n".join(["", *rows]))
     assert "\n".join(rows) in (ROOT / "docs" / "performance.md").read_text()
+
+
+# --- several song models ---------------------------------------------------------------------------------------------
+
+
+def waits(ledger: Ledger) -> str:
+    """Return what lies on the device after a song, and what waits in the machine's memory, in GB."""
+    on_device = sum(part.size for part in ledger.parts if part.place == ledger.device)
+    return f"{on_device / GB:.1f} + {ledger.waiting() / GB:.1f}"
+
+
+def test_other_models_stay_on_the_device_else_wait_in_the_machine_and_are_never_reloaded_in_silence(
+    tmp_path, monkeypatch
+):
+    rows = []
+    notes = []
+    for room in (80, 24, 12):
+        ledger = Ledger("cuda", room * GB, tmp_path / str(room), monkeypatch)
+        cells = []
+        for model in ("sft", "turbo", "base", "sft"):
+            assert job(ledger, "generate", options={"model": model}) == ""
+            cells.append(waits(ledger))
+            notes.append(ledger.studio.placing.note)
+        rows.append(f"| {room} | {ledger.studio.placing.plan} | {' | '.join(cells)} |")
+    print("\n".join(["", *rows]))
+    assert "\n".join(rows) in (ROOT / "docs" / "performance.md").read_text()
+    assert not any(notes)
+    # Without room in the machine's memory either, the song says so.
+    ledger.machine = 0
+    assert job(ledger, "generate", options={"model": "turbo"}) == ""
+    assert "no room for 12, base beside turbo" in ledger.studio.placing.note
+
+
+@pytest.mark.parametrize(("kind", "room"), [("cuda", 8), ("cuda", 24), ("mps", 34), ("cpu", 16)])
+def test_switches_of_model_use_no_more_than_was_counted(kind, room, tmp_path, monkeypatch):
+    ledger = Ledger(kind, room * GB, tmp_path / "here", monkeypatch)
+
+    def song(model: str, **values: Any) -> str:
+        options = {"model": model, **values.pop("options", {})}
+        return job(ledger, "generate", options=options, **values)
+
+    done = [
+        song("sft", loras={"large": 400_000_000}),
+        song("turbo"),
+        # Stopped while the transformer is there.
+        song("base", events=9),
+        song("turbo", options={"memory_plan": "swap"}),
+        job(ledger, "lyrics"),
+        song("turbo", fault=torch.OutOfMemoryError),
+        job(ledger, "cover"),
+    ]
+    assert done == [""] * len(done)
 
 
 # --- after a lack of memory ------------------------------------------------------------------------------------------
