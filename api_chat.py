@@ -1,7 +1,7 @@
 """The chat endpoint of ACE-Step's servers, in OpenRouter's form: a message in, a song as base64 out.
 
-The body becomes a task of the official REST API, so both read their fields alike. Only the last
-message of the user counts, and only the first take is returned.
+The body becomes a task of the official REST API, so that both read fields in the same way. Only the
+user's last message counts, and only the first take is returned.
 """
 
 from __future__ import annotations
@@ -24,29 +24,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+import api_official_results as results
 import api_official_tasks as tasks
 import served
-from api_official import (
-    BUSY,
-    MEDIA,
-    Official,
-    described_body,
-    json_object,
-    new_upload,
-    read_body,
-)
+from api_official import MEDIA, Official
+from api_official_bodies import BUSY, json_object, new_upload, read_body
+from api_official_docs import described_body
 from events import StudioError
 from runs import Run
 
 MOST_BYTES = 96 * 1024**2  # a song in base64
 HEARTBEAT_SECONDS = 2.0
-# A text of so many lines that are on average shorter than this is taken for lyrics.
+# A text of at least so many lines, which on average have fewer characters than this, counts as lyrics.
 LYRIC_LINES = 4
 LYRIC_CHARACTERS = 60
 SECTION = re.compile(r"^\s*\[[^\]\n]{1,60}\]\s*$", re.MULTILINE)
 PROMPT_TAG = re.compile(r"<prompt>(.*?)</prompt>", re.DOTALL | re.IGNORECASE)
 LYRICS_TAG = re.compile(r"<lyrics>(.*?)</lyrics>", re.DOTALL | re.IGNORECASE)
-# A field of audio_config -> that of a task.
+# Field of audio_config -> field of a task.
 CONFIG = {
     "duration": "audio_duration",
     "bpm": "bpm",
@@ -59,7 +54,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Message:
-    """The last message of the user: its text, and the sounds in it as base64 with their formats."""
+    """The user's last message: its text, and its sounds, each as base64 with its format."""
 
     text: str
     sounds: tuple[tuple[str, str], ...] = ()
@@ -74,10 +69,10 @@ class Started:
 
 def add_routes(router: APIRouter, official: Official) -> None:
     body = described_body(
-        messages="of which the last one of the user counts: text, and input_audio",
+        messages="the user's last one counts: text, and input_audio",
         audio_config=", ".join((*CONFIG, "instrumental")),
         stream="true sends the answer in pieces",
-        model="which the answer repeats; the studio has one",
+        model="repeated in the answer; the studio has one model",
         and_more="any field of a task",
     )
     router.post("/v1/chat/completions", openapi_extra=body)(Chat(official).completions)
@@ -88,7 +83,7 @@ class Chat:
         self.official = official
 
     async def completions(self, request: Request) -> Response:
-        """Make a song from a message of a chat, which may hold audio; stream true sends it in pieces."""
+        """Make a song from a chat message, which may contain audio; stream true sends it in pieces."""
         self.official.check(request)
         try:
             started = await self._started(request)
@@ -106,7 +101,7 @@ class Chat:
             return _refusal(500, error.problem.text())
 
     async def _started(self, request: Request) -> Started:
-        """Start the run of a message; what it keeps no longer holds the body, which may be large."""
+        """Start the run of a message. What this returns does not hold the body, which may be large."""
         body = json_object(await read_body(request, MOST_BYTES))
         message = message_in(body)
         if not message.text.strip() and not message.sounds:
@@ -120,22 +115,21 @@ class Chat:
         fields = fields_of(body, message.text)
         files: list[str] = []
         try:
-            for sound in message.sounds[:2]:
+            for sound in message.sounds[:2]:  # a source and a reference
                 files.append(_file_of(*sound))
+            uploads = tasks.Uploads(*files)
             if fields.get("task_type") in (None, "", "text2music"):
-                uploads = tasks.Uploads(reference=files[0] if files else "")
-            else:
-                uploads = tasks.Uploads(*files)
-            return self.official.run_of(fields, uploads, owner)
+                uploads = tasks.Uploads(reference=uploads.source)
+            return self.official.start_run(fields, uploads, owner)
         finally:
             served.discard(files)
 
 
 def message_in(body: Mapping[str, Any]) -> Message:
-    """Return the last message of the user; raises HTTPException if there is none."""
+    """Return the user's last message; raises HTTPException if there is none."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise HTTPException(400, "messages must be a list with a message of the user.")
+        raise HTTPException(400, "messages must be a list that has a message of the user.")
     for message in reversed(messages):
         if isinstance(message, Mapping) and message.get("role") == "user":
             return _message(message.get("content"))
@@ -161,7 +155,7 @@ def _message(content: Any) -> Message:
 
 
 def fields_of(body: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Return the fields of a task for a chat's body and the text of its message."""
+    """Return the fields of a task for the body of a chat and the text of its message."""
     fields = {name: value for name, value in body.items() if name not in ("messages", "prompt")}
     config = body.get("audio_config")
     if not isinstance(config, Mapping):
@@ -202,12 +196,12 @@ def is_lyrics(text: str) -> bool:
     if SECTION.search(text):
         return True
     lines = [line for line in text.splitlines() if line.strip()]
-    short = sum(map(len, lines)) < LYRIC_CHARACTERS * len(lines)
-    return len(lines) >= LYRIC_LINES and short
+    characters = sum(len(line) for line in lines)
+    return len(lines) >= LYRIC_LINES and characters < LYRIC_CHARACTERS * len(lines)
 
 
 def _file_of(data: str, kind: str) -> str:
-    """Write a sound of a message to a file; return its path. Raises StudioError."""
+    """Write a sound of a message to a file and return its path; raises StudioError for bad base64."""
     _, comma, encoded = data.partition(",")
     try:
         sound = base64.b64decode(encoded if comma else data, validate=False)
@@ -225,7 +219,7 @@ class Answer:
         self.official = official
         self.run = run
         self.model = model or f"acestep/{official.model_name()}"
-        self.id = f"chatcmpl-{tasks.task_of(run.id)}"
+        self.id = f"chatcmpl-{results.task_of(run.id)}"
         self.created = int(time.time())
 
     async def whole(self) -> dict[str, Any]:
@@ -278,7 +272,7 @@ class Answer:
 
     def _message(self) -> dict[str, Any]:
         runs = self.official.runs
-        item = tasks.item_of(runs, tasks.task_of(self.run.id))
+        item = results.item_of(runs, results.task_of(self.run.id))
         entry = json.loads(item["result"])[0]
         message = {"role": "assistant", "content": content_of(entry), "audio_codes": None}
         if not entry.get("file"):  # an analysis

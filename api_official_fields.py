@@ -1,9 +1,8 @@
 """The fields of a task of ACE-Step's official REST API, as data, and how leniently they are read.
 
-Clients send strings for numbers and true for "yes", spell a field in several ways, put some of them
-into an object of their own, and expect that nothing is refused: what cannot be read counts as not
-sent. `FIELDS` says for each field what it becomes in a request of ours; api_official_tasks.py does
-that.
+Clients send numbers as text and flags as words, have several names for a field, put some fields into
+an object inside the body, and expect no refusal: a value that cannot be read counts as not sent.
+`FIELDS` says what each field becomes in our request; api_official_tasks.py builds the request.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from typing import Any
 IGNORED = "ignored"
 YES = ("1", "true", "yes", "y", "on")
 MOST_ITEMS = 100  # of a list
+MOST_NUMBER_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of theirs: its name and aliases, its kind and their default, and what it becomes here."""
+    """A field of a task: its names, the kind of its value, the official default, and what it becomes here."""
 
     name: str
     aliases: tuple[str, ...]
@@ -84,7 +84,7 @@ FIELDS = (
 )
 # fmt: on
 BY_NAME = {field.name: field for field in FIELDS}
-# Objects in a body that may hold fields as well, the first one that has a field wins.
+# Objects in a body that may hold fields too; the first one that is not empty counts.
 METADATA = ("metas", "meta", "metadata", "user_metadata", "userMetadata")
 
 
@@ -92,39 +92,42 @@ class Values:
     """The fields of one body, each read by its kind."""
 
     def __init__(self, body: Mapping[str, Any]):
-        nested = [as_object(body.get("param_obj"))]
-        nested += [as_object(body.get(name)) for name in METADATA]
-        found = (each for each in nested[1:] if each)
-        self._places = [body, nested[0], next(found, {})]
+        metadata: Mapping[str, Any] = {}
+        for name in METADATA:
+            metadata = metadata or as_object(body.get(name))
+        # In the order in which a field is looked for.
+        self._objects = [body, as_object(body.get("param_obj")), metadata]
 
     def sent_value(self, name: str) -> Any:
         """Return what was sent for a field under any of its names, None if nothing was."""
         field = BY_NAME[name]
-        for place in self._places:
-            for each in (field.name, *field.aliases):
-                if place.get(each) is not None:
-                    return place[each]
+        for values in self._objects:
+            for spelling in (field.name, *field.aliases):
+                if values.get(spelling) is not None:
+                    return values[spelling]
         return None
 
     def read(self, name: str) -> Any:
-        """Return the value of a field, its default if it was not sent or cannot be read."""
-        field = BY_NAME[name]
-        value = self.sent_value(name)
+        """Return the value of a field, or its default if nothing readable was sent."""
+        value = self._readable(name)
         if value is None:
-            return field.default
-        read = KINDS[field.kind](value)
-        if read is None:
-            return field.default
-        return read
+            return BY_NAME[name].default
+        return value
 
     def sent(self, name: str) -> bool:
-        """Tell whether a field was sent, and can be read."""
+        """Return whether a field was sent with a value that can be read."""
+        return self._readable(name) is not None
+
+    def _readable(self, name: str) -> Any:
+        """Return the value that was sent for a field, by its kind; None if there is none that can be read."""
         value = self.sent_value(name)
-        return value is not None and KINDS[BY_NAME[name].kind](value) is not None
+        if value is None:
+            return None
+        return KINDS[BY_NAME[name].kind](value)
 
 
 def as_object(value: Any) -> Mapping[str, Any]:
-    """Return an object, or the one in a JSON text; empty for anything else."""
+    """Return `value` if it is an object, or the object in a JSON text; otherwise an empty one."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             value = json.loads(value)
@@ -136,7 +139,7 @@ def as_object(value: Any) -> Mapping[str, Any]:
 
 
 def text(value: Any) -> str | None:
-    """Return a text without what no text can hold, or a number as text."""
+    """Return a text without lone surrogates, or a number as text; None for anything else."""
     if isinstance(value, str):
         return value.encode("utf-8", "ignore").decode("utf-8").strip()
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -147,7 +150,7 @@ def text(value: Any) -> str | None:
 def _digits(value: int | float) -> str | None:
     try:
         return str(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts
         return None
 
 
@@ -156,7 +159,7 @@ def number(value: Any) -> float | None:
         return None
     if isinstance(value, str):
         value = value.strip()
-        if len(value) > 40:
+        if len(value) > MOST_NUMBER_CHARACTERS:
             return None
     try:
         found = float(value)
@@ -185,7 +188,7 @@ def flag(value: Any) -> bool | None:
 
 
 def items(value: Any) -> tuple[str, ...] | None:
-    """Return a list of texts, from a list, a JSON text of one, words between commas, or one word."""
+    """Return the texts in a list, in the JSON text of a list, or between commas; None for anything else."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)

@@ -1,8 +1,8 @@
-"""The LoRA that a program of the official REST API has loaded: one for each client, and for its tasks
-alone.
+"""The LoRA that each client of the official REST API has loaded, for its own tasks alone.
 
-Their server has one for everybody. Here a client is a key, or an address, and no song of the page
-and no task of another client gets its LoRA. Files come from the LoRA folder of this studio only.
+The official server has one LoRA for everybody. Here a client is a key or an address, and its LoRA
+acts on no song of the page and on no task of another client. Files come only from the studio's LoRA
+folder.
 """
 
 from __future__ import annotations
@@ -46,37 +46,40 @@ def folder() -> Path:
     return Path(named or Path(__file__).with_name("loras")).expanduser().resolve()
 
 
-class Shelf:
-    """The LoRAs of all clients."""
+class ClientLoras:
+    """The LoRAs of all clients, up to one each."""
 
     def __init__(self, studio: Backend):
         self._studio = studio
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
 
     def load(self, client: str, path: str, name: str) -> None:
-        """Use the LoRA that `path` names; raises StudioError."""
+        """Use the LoRA that `path` names in a client's tasks; raises StudioError if that is impossible."""
         path = path.strip()
-        if lora_sources.hub_id(path) and not _found(path):
-            if not lora_sources.hub_allowed():
-                raise StudioError("lora_hub_off", "LoRAs on Hugging Face are switched off here.")
-            source = path
-        else:
-            place = _found(path)
-            if place is None:
-                message = f"There is no LoRA {shown(path, 80)} in the LoRA folder."
-                hint = f"{FOLDER} names that folder; org/repo on Hugging Face works, too."
-                raise StudioError("lora_missing", message, hint=hint)
+        source = self._source_of(path)
+        self._keep(client, Loaded(source, name or Path(path).stem or "default"))
+
+    def _source_of(self, path: str) -> str:
+        """Return the source of a LoRA in the LoRA folder, or else on Hugging Face; raises StudioError."""
+        place = _found(path)
+        if place is not None:
             info = lora_sources.inspect(place, self._studio.widths())
             if info.problem:
                 raise StudioError.from_problem(info.problem)
-            source = str(place)
-        self._keep(client, Loaded(source, name or Path(path).stem or "default"))
+            return str(place)
+        if lora_sources.hub_id(path) is None:
+            message = f"There is no LoRA {shown(path, 80)} in the LoRA folder."
+            hint = f"{FOLDER} names that folder; org/repo on Hugging Face works too."
+            raise StudioError("lora_missing", message, hint=hint)
+        if not lora_sources.hub_allowed():
+            raise StudioError("lora_hub_off", "LoRAs on Hugging Face are switched off here.")
+        return path
 
     def unload(self, client: str) -> None:
         self._loaded.pop(client, None)
 
     def toggle(self, client: str, on: bool) -> str:
-        """Switch a client's LoRA on or off; return what is wrong, "" if nothing is."""
+        """Switch a client's LoRA on or off; return a sentence if it has none, otherwise ""."""
         found = self._loaded.get(client)
         if found is None:
             return NONE_LOADED if on else ""
@@ -84,7 +87,7 @@ class Shelf:
         return ""
 
     def scale(self, client: str, scale: float) -> str:
-        """Set the weight of a client's LoRA; return what is wrong, "" if nothing is."""
+        """Set the weight of a client's LoRA; return a sentence if it has none, otherwise ""."""
         found = self._loaded.get(client)
         if found is None:
             return NONE_LOADED
@@ -92,22 +95,32 @@ class Shelf:
         return ""
 
     def status(self, client: str) -> dict[str, Any]:
-        found = self._loaded.get(client)
-        loaded = found or Loaded("", "")
-        scales = {found.name: found.scale} if found else {}
+        """Return a client's LoRA in the form of the official API."""
+        loaded = self._loaded.get(client)
+        if loaded is None:
+            return {
+                "lora_loaded": False,
+                "use_lora": False,
+                "lora_scale": 1.0,
+                "adapter_type": None,
+                "scales": {},
+                "active_adapter": None,
+                "adapters": [],
+                "synthetic_default_mode": False,
+            }
         return {
-            "lora_loaded": found is not None,
-            "use_lora": found is not None and loaded.on,
+            "lora_loaded": True,
+            "use_lora": loaded.on,
             "lora_scale": loaded.scale,
-            "adapter_type": "lora" if found else None,
-            "scales": scales,
-            "active_adapter": loaded.name or None,
-            "adapters": list(scales),
+            "adapter_type": "lora",
+            "scales": {loaded.name: loaded.scale},
+            "active_adapter": loaded.name,
+            "adapters": [loaded.name],
             "synthetic_default_mode": False,
         }
 
     def choices(self, client: str) -> tuple[LoraChoice, ...]:
-        """Return what a song of this client gets; raises StudioError if its LoRA is gone."""
+        """Return the LoRAs for a song of this client, at most one; raises StudioError if its file is gone."""
         found = self._loaded.get(client)
         if found is None or not found.on:
             return ()
@@ -137,8 +150,13 @@ def _found(path: str) -> Path | None:
 
 
 def _staged(place: Path) -> Path:
-    """Return the file of a LoRA in the folder of uploads, from which songs take theirs; raises StudioError."""
-    file = place / PEFT_FILE if place.is_dir() else place
+    """Copy a LoRA into the folder of uploads, where songs look for theirs, and return the copy's path.
+
+    Raises StudioError if the LoRA is gone.
+    """
+    file = place
+    if place.is_dir():
+        file = place / PEFT_FILE
     try:
         digest = lora_sources.sha256_of(file)
         target = bootstrap.page_folder() / digest / file.name

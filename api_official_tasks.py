@@ -1,38 +1,31 @@
-"""A task of the official REST API becomes a run of ours, and what becomes of the run, in their words.
+"""A task of the official REST API becomes a request of ours.
 
-Theirs refuses nothing: values are clamped, and what was changed stands in `generation_info`. What
-cannot be done at all is a task that fails, since clients read failures from /query_result.
+The official API refuses nothing, so values are brought into range, and the answer's
+`generation_info` says what was changed. A task that cannot be done at all fails, because clients read
+failures from /query_result.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import time
-import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from pydantic_core import PydanticCustomError
 
-import audio_export
 import limits
-import tooltips
 from api_official_fields import BY_NAME, Values
-from events import Progress, StudioError, share_done
-from limits import INSTRUMENTAL, LIMITS, MAX_SEED, TEXT_LIMITS, TRACKS, shown
+from events import StudioError
+from limits import LIMITS, MAX_SEED, TEXT_LIMITS, TRACKS, shown
 from params import LoraChoice, Request, parse_request, upload_seconds, written_request
-from record import Stored
-from runs import Runs
 
-ENGINE = "ACE Music Studio"
-UNKNOWN = "N/A"
-FEW_STEPS = 8  # of a turbo checkpoint, which most clients send whatever the checkpoint
+TURBO_STEPS = 8  # most clients send as many for every checkpoint
 USUAL_TAKES = 2
+LEAST_EXTENSION = 0.01  # s outside the source, from which on a repaint is an extension
+SAME_SECONDS = 0.001  # s; two times that differ by less are the same
 NO_LYRICS = ("", "[inst]", "[instrumental]")
 NO_KEY = ("", "n/a", "auto", "none", "unknown")
 NO_LANGUAGE = ("", "auto", "none", "unknown")
@@ -47,26 +40,11 @@ TASKS = {
     "extract": "edit",
     "complete": "edit",
 }
-# Some clients know these words.
-STAGE_WORDS = {"decoding": "Decoding audio", "finishing": "Preparing audio data"}
-
-
-def task_of(run_id: str) -> str:
-    """Return the id of a run as clients know it: a UUID."""
-    return str(uuid.UUID(hex=run_id))
-
-
-def run_of(task_id: object) -> str:
-    """Return the run that a task's id names, "" if it can be none."""
-    written = str(task_id).strip().lower().replace("-", "")
-    if re.fullmatch("[0-9a-f]{32}", written):
-        return written
-    return ""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a client asked for, as far as its answers repeat it; the `tag` of its run."""
+    """What the answers about a task repeat of it: the `tag` of its run."""
 
     task: str
     prompt: str = ""
@@ -83,21 +61,18 @@ class Uploads:
     reference: str = ""
 
 
-# --- a task becomes a request ---------------------------------------------------------------------
-
-
 def translate(
     values: Values, uploads: Uploads, kind: str, loras: Sequence[LoraChoice] = ()
 ) -> tuple[Request, Asked]:
-    """Return the request of a task for a checkpoint of `kind`, and what there is to say of it.
+    """Return the request of a task for a checkpoint of `kind`, and what its answers repeat.
 
-    Raises StudioError for what cannot be done.
+    Raises StudioError if the task cannot be done.
     """
     return Translation(values, uploads, kind, loras).result()
 
 
 class Translation:
-    """One task on its way; `notes` say what was changed."""
+    """Turns one task into a request; `notes` say what was changed on the way."""
 
     def __init__(self, values: Values, uploads: Uploads, kind: str, loras: Sequence[LoraChoice]):
         self.values = values
@@ -121,7 +96,7 @@ class Translation:
     def _request(self) -> Request:
         values = self.values
         if values.read("extract_codes_only"):
-            raise StudioError("unsupported", "This studio hands out no audio codes.")
+            raise StudioError("unsupported", "This studio returns no audio codes.")
         if values.read("analysis_only") or values.read("full_analysis_only"):
             self.task = "analysis"
             return parse_request("describe", {"source": self._source()})
@@ -130,7 +105,7 @@ class Translation:
             message = f"There is no task {shown(self.task)} here. The tasks are {known}."
             raise StudioError("unsupported", message)
         if values.read("audio_code_string"):
-            self.notes.append("Audio codes are not taken, so they were ignored.")
+            self.notes.append("Audio codes are not accepted, so they were ignored.")
         if self.task == "text2music":
             return self._text2music()
         self.seconds = upload_seconds(self._source())
@@ -151,7 +126,7 @@ class Translation:
         if self.uploads.reference:
             song["reference"] = self.uploads.reference
         if self.uploads.source:
-            self.notes.append("text2music has no source, so that was ignored.")
+            self.notes.append("text2music uses no source, so the source was ignored.")
         song["options"] |= self._plan()
         idea = self.values.read("sample_query")
         if idea or self.values.read("sample_mode"):
@@ -161,31 +136,30 @@ class Translation:
         return parse_request("generate", self._with_prompt(song))
 
     def _any_idea(self) -> str:
-        """Return the prompt of one of the page's examples, for a song of which nothing was said."""
+        """Return the prompt of one of the page's examples, for a task without an idea or a prompt."""
         example = random.choice(list(limits.preset("examples")["generate"].values()))
-        self.notes.append(
-            f"There was no idea, so it was an example of the page: {example['prompt']}"
-        )
-        return example["prompt"]
+        prompt = example["prompt"]
+        self.notes.append(f"There was no idea, so one of the page's examples was used: {prompt}")
+        return prompt
 
     def _written(self, song: dict[str, Any], idea: str) -> Request:
-        """Return a song that is written from an idea; what was sent besides stays."""
-        words = {"idea": idea[: TEXT_LIMITS["idea"]], "instrumental": song["instrumental"]}
-        if not self.values.sent("lyrics"):
-            words["instrumental"] = False
+        """Return the request of a song that the planner writes from an idea, around what else was sent."""
+        words: dict[str, Any] = {"idea": idea[: TEXT_LIMITS["idea"]], "instrumental": False}
+        if self.values.sent("lyrics"):
+            words["instrumental"] = song["instrumental"]
         if self.values.sent("vocal_language"):
             words["language"] = song["language"]
-        given = {name: value for name, value in song.items() if value not in ("", None, "unknown")}
-        given.pop("prompt", None)
-        given.pop("instrumental")
-        return written_request(parse_request("inspire", words), given)
+        kept = _filled(song)
+        kept.pop("prompt", None)
+        kept.pop("instrumental")
+        return written_request(parse_request("inspire", words), kept)
 
     def _polished(self, song: dict[str, Any]) -> Request:
+        """Return the request of a song whose words the planner rewrites first."""
         song = self._with_prompt(song)
         names = ("prompt", "lyrics", "instrumental", "bpm", "key", "time_signature", "duration")
         words = {name: song[name] for name in names}
-        given = {name: value for name, value in song.items() if value not in ("", None, "unknown")}
-        return written_request(parse_request("polish", words), given)
+        return written_request(parse_request("polish", words), _filled(song))
 
     def _cover(self) -> Request:
         song = self._song() | {"source": self.uploads.source}
@@ -201,13 +175,13 @@ class Translation:
         start, end = self._region()
         before = max(-start, 0.0)
         after = max(end - self.seconds, 0.0)
-        if before >= 0.01 or after >= 0.01:
+        if before >= LEAST_EXTENSION or after >= LEAST_EXTENSION:
             return self._extended(before, after, self.seconds - max(start, 0.0))
         least = limits.LEAST_REGION_SECONDS
         start = min(start, max(self.seconds - least, 0.0))
         end = min(max(end, start + least), self.seconds)
         song = self._song() | {"source": self.uploads.source}
-        if start < 0.001 and self.seconds - end < 0.001:
+        if start < SAME_SECONDS and self.seconds - end < SAME_SECONDS:
             self.notes.append("The region is the whole song, so a song of its length was made.")
             return parse_request("cover", self._with_prompt(song) | {"strength": 0})
         song |= {"action": "repaint", "start": start, "end": self._end(end)}
@@ -216,13 +190,13 @@ class Translation:
         return parse_request("edit", song)
 
     def _extended(self, before: float, after: float, overlap: float) -> Request:
-        """Return an extension; `overlap` is how much of the source's end was to be made anew."""
+        """Return an extension; `overlap` is how many seconds at the source's end the task replaces."""
         room = limits.MAX_SOURCE_SECONDS - self.seconds
-        before = self._clamped("repainting_start", before, min(LIMITS["before"].high, room))
-        after = self._clamped(
-            "repainting_end", after, min(LIMITS["after"].high, max(room - before, 0.0))
-        )
-        if before + after < 0.01:
+        most = min(LIMITS["before"].high, room)
+        before = self._at_most(most, "repainting_start", before)
+        most = min(LIMITS["after"].high, max(room - before, 0.0))
+        after = self._at_most(most, "repainting_end", after)
+        if before + after < LEAST_EXTENSION:
             raise StudioError("invalid", "The source is as long as a song can be.")
         song = self._song() | {"source": self.uploads.source, "before": before, "after": after}
         if LIMITS["overlap"].low <= overlap < self.seconds:
@@ -232,11 +206,12 @@ class Translation:
     def _with_tracks(self) -> Request:
         song = self._song() | {"source": self.uploads.source}
         if self.task == "lego":
-            more = self.values.read("global_caption")
-            song["prompt"] = self._cut("prompt", ", ".join(filter(None, (song["prompt"], more))))
+            prompts = [song["prompt"], self.values.read("global_caption")]
+            song["prompt"] = self._cut("prompt", ", ".join(filter(None, prompts)))
+            least = limits.LEAST_REGION_SECONDS
             start, end = self._region()
-            start = min(max(start, 0.0), max(self.seconds - limits.LEAST_REGION_SECONDS, 0.0))
-            end = max(min(end, self.seconds), start + limits.LEAST_REGION_SECONDS)
+            start = min(max(start, 0.0), max(self.seconds - least, 0.0))
+            end = max(min(end, self.seconds), start + least)
             song |= {"action": "layer", "start": start, "end": self._end(end)}
         else:
             song["action"] = self.task
@@ -244,27 +219,27 @@ class Translation:
         return parse_request("edit", song)
 
     def _tracks(self) -> list[str]:
-        """Return the tracks that a task names, if need be in its instruction; raises StudioError."""
+        """Return the tracks of a task, otherwise the one in its instruction; raises StudioError if one is needed."""
         named = [self.values.read("track_name"), *self.values.read("track_classes")]
-        found = [name for name in map(_track_in, named) if name]
+        tracks = [track for track in map(_track_in, named) if track]
         instructed = _track_in(self.values.read("instruction"))
-        if not found and instructed:
-            found = [instructed]
+        if not tracks and instructed:
+            tracks = [instructed]
+        if tracks and self.task == "complete":
+            return list(dict.fromkeys(tracks))
+        if tracks:
+            return tracks[:1]
         if self.task == "complete":
-            if not found:
-                self.notes.append(
-                    f"No tracks were named, so these were: {', '.join(USUAL_TRACKS)}."
-                )
-            return list(dict.fromkeys(found)) or list(USUAL_TRACKS)
-        if not found:
-            wanted = f"track_name must be one of {', '.join(TRACKS)}"
-            raise StudioError("invalid", f"{wanted}, not {shown(named[0])}.")
-        return found[:1]
+            usual = ", ".join(USUAL_TRACKS)
+            self.notes.append(f"No tracks were named, so these were used: {usual}.")
+            return list(USUAL_TRACKS)
+        wanted = f"track_name must be one of {', '.join(TRACKS)}"
+        raise StudioError("invalid", f"{wanted}, not {shown(named[0])}.")
 
     # --- what every song has ---
 
-    def words(self) -> dict[str, Any]:
-        """Return the words and details of a song that /format_input polishes."""
+    def words_to_polish(self) -> dict[str, Any]:
+        """Return the words and details of a song for /format_input."""
         return self._words() | {"duration": self._duration()}
 
     def _words(self) -> dict[str, Any]:
@@ -288,13 +263,13 @@ class Translation:
         song["seed"] = self._seed(song["takes"])
         song["options"] = self._options()
         steps = self.values.read("inference_steps")
-        if self.kind == "turbo" or steps > FEW_STEPS:
+        if self.kind == "turbo" or steps > TURBO_STEPS:
             song["options"]["steps"] = self._clamp("inference_steps", "steps")
             return song
         song["quality"] = "draft"
         if self.values.sent("inference_steps"):
             self.notes.append(
-                f"{steps} steps are for turbo checkpoints; those of the quality draft were used."
+                f"{steps} steps suit turbo checkpoints only, so the quality draft was used."
             )
         return song
 
@@ -306,13 +281,13 @@ class Translation:
         if values.sent("shift"):
             options["shift"] = self._clamp("shift", "shift")
         options["sampler"] = self._choice("infer_method", ("ode", "sde"))
-        # Theirs count from the end of the run.
+        # Their interval counts from the end of the run.
         start = 1 - self._clamp("cfg_interval_end", "cfg_start")
         end = 1 - self._clamp("cfg_interval_start", "cfg_end")
         if start <= end:
             options |= {"cfg_start": start, "cfg_end": end}
         else:
-            self.notes.append("The interval of guidance ends before it starts, so it was ignored.")
+            self.notes.append("The guidance interval ends before it starts, so it was ignored.")
         if self.loras:
             options["loras"] = [each.model_dump() for each in self.loras]
         return options
@@ -335,7 +310,7 @@ class Translation:
     def _with_prompt(self, song: dict[str, Any]) -> dict[str, Any]:
         if song["prompt"] or not song["instrumental"]:
             return song
-        self.notes.append('There was no prompt, so it was "music".')
+        self.notes.append('There was no prompt, so "music" was used.')
         return song | {"prompt": "music"}
 
     def _duration(self) -> float | None:
@@ -351,16 +326,16 @@ class Translation:
         return int(self._clamp("batch_size", "takes"))
 
     def _seed(self, takes: int) -> int:
-        """Return the seed of the first take, -1 to draw it."""
+        """Return the seed of the first take, -1 for a random one."""
         values = self.values
         first = values.read("seed").split(",")[0]
         seed = Values({"bpm": first}).read("bpm")  # read as leniently as any whole number
         if seed is None and first:
-            self.notes.append(f"The seed {shown(first)} is no number, so one was drawn.")
+            self.notes.append(f"The seed {shown(first)} is not a number, so a random one was used.")
         if seed is None or seed < 0:
             return -1
         if values.read("use_random_seed"):
-            self.notes.append("The seed was drawn; use_random_seed false keeps one.")
+            self.notes.append("A random seed was used; send use_random_seed false to keep yours.")
             return -1
         return min(seed % (MAX_SEED + 1), MAX_SEED - takes + 1)
 
@@ -375,7 +350,7 @@ class Translation:
         return "unknown"
 
     def _choice(self, name: str, known: Collection[str]) -> str:
-        """Return which of the `known` words a field has, else the one it has by default."""
+        """Return the word in a field if it is one of `known`, otherwise the field's default."""
         asked = self.values.read(name).lower()
         if asked in known:
             return asked
@@ -406,7 +381,7 @@ class Translation:
         return start, end
 
     def _end(self, end: float) -> float:
-        """Return an end within the source as ours has it: 0 is the end of the file."""
+        """Return the end of a region as our requests have it, where 0 is the end of the file."""
         if end >= self.seconds:
             return 0.0
         return end
@@ -427,7 +402,7 @@ class Translation:
         return words[:most]
 
     def _clamp(self, theirs: str, ours: str) -> float:
-        """Return the value of a field, which has one, within the limits of `ours`."""
+        """Return the value of a field that is never empty, within the limits of our field `ours`."""
         limit = LIMITS[ours]
         asked = self.values.read(theirs)
         found = min(max(asked, limit.low), limit.high)
@@ -437,195 +412,23 @@ class Translation:
             return int(found)
         return float(found)
 
-    def _clamped(self, theirs: str, asked: float, most: float) -> float:
-        if asked <= most:
-            return asked
-        self.notes.append(f"{theirs} was too far outside: {most:g} seconds were added.")
+    def _at_most(self, most: float, theirs: str, seconds: float) -> float:
+        if seconds <= most:
+            return seconds
+        self.notes.append(f"{theirs} was too far outside, so {most:g} seconds were added.")
         return most
 
 
+def _filled(song: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a song that say something."""
+    return {name: value for name, value in song.items() if value not in ("", None, "unknown")}
+
+
 def _track_in(words: str) -> str:
-    """Return the name of a track in a name or a sentence, "" if there is none."""
+    """Return the track that a name or a sentence names, "" if there is none."""
     plain = re.sub(r"[\s_-]+", "_", words.strip().lower())
     if plain in TRACKS:
         return plain
     names = sorted(TRACKS, key=len, reverse=True)  # backing_vocals before vocals
     found = re.search(rf"(?<![a-z])({'|'.join(names)})(?![a-z])", plain)
     return found[1] if found else ""
-
-
-# --- what becomes of it ---------------------------------------------------------------------------
-
-
-def item_of(runs: Runs, task_id: str) -> dict[str, Any]:
-    """Return a task as /query_result tells it; a task that nobody knows is one that waits, without a result."""
-    try:
-        facts = runs.facts(run_of(task_id))
-    except StudioError:
-        return {"task_id": task_id, "status": 0, "result": "[]", "progress_text": ""}
-    run = runs.find(facts["run"])
-    asked = run.tag if run and isinstance(run.tag, Asked) else Asked(facts["mode"], created=0)
-    if facts["state"] in ("waiting", "running"):
-        return _unfinished(task_id, facts, asked)
-    entries = _entries(runs, facts, asked) if facts["state"] == "finished" else []
-    if entries:
-        return _item(task_id, 1, entries, "succeeded")
-    problem = facts["problem"] or {"message": "The song was not kept.", "hint": ""}
-    return _failed(task_id, f"{problem['message']} {problem['hint']}".strip(), asked)
-
-
-def _item(
-    task_id: str, status: int, entries: list[dict[str, Any]], text: str, error: str | None = None
-) -> dict[str, Any]:
-    item = {"task_id": task_id, "status": status, "result": json.dumps(entries)}
-    item["progress_text"] = text
-    item["error"] = error
-    return item
-
-
-def _entry(status: int, created: int, progress: float, stage: str) -> dict[str, Any]:
-    return {
-        "file": "",
-        "wave": "",
-        "status": status,
-        "create_time": created,
-        "env": "development",
-        "progress": progress,
-        "stage": stage,
-    }
-
-
-def _unfinished(task_id: str, facts: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
-    if facts["state"] == "waiting":
-        text = tooltips.waiting_sentence(facts["place"], facts["starts_in"])
-        return _item(task_id, 0, [_entry(0, asked.created, 0.0, "queued")], text)
-    progress = Progress(**(facts["progress"] or {"stage": "preparing"}))
-    words = STAGE_WORDS.get(progress.stage, tooltips.STAGES[progress.stage])
-    text = words
-    if progress.steps and progress.stage in tooltips.COUNTED:
-        text = f"{words} {progress.step}/{progress.steps}"
-    share = share_done(progress)
-    return _item(task_id, 0, [_entry(0, asked.created, share, words)], text)
-
-
-def _failed(task_id: str, text: str, asked: Asked) -> dict[str, Any]:
-    entry = _entry(2, asked.created, 0.0, "failed") | {"error": text}
-    return _item(task_id, 2, [entry], text, text)
-
-
-def _entries(runs: Runs, facts: Mapping[str, Any], asked: Asked) -> list[dict[str, Any]]:
-    record = facts["record"]
-    if record is None:  # of an earlier process, or long ago: the files know
-        return _entries_of_files(runs, facts, asked)
-    if record.get("sketch") is not None:
-        return [_analysis(record["sketch"])]
-    seeds = [take["seed"] for take in record["takes"]]
-    return [
-        _take_entry(facts["run"], number, take, record, seeds, asked)
-        for number, take in enumerate(record["takes"], 1)
-    ]
-
-
-def _entries_of_files(runs: Runs, facts: Mapping[str, Any], asked: Asked) -> list[dict[str, Any]]:
-    found: list[tuple[int, Path, Mapping[str, Any]]] = []
-    for number in range(1, len(facts["takes"]) + 1):
-        try:
-            path = runs.take(facts["run"], number)
-        except StudioError:
-            continue
-        found.append((number, path, audio_export.read_record(path) or {}))
-    entries = []
-    seeds = [Stored.from_record(record).seed for _, _, record in found]
-    for number, path, record in found:
-        takes = record.get("takes")
-        take = takes[0] if isinstance(takes, list) and takes else {}
-        entries.append(
-            _take_entry(facts["run"], number, {**take, "name": path.name}, record, seeds, asked)
-        )
-    return entries
-
-
-def _take_entry(
-    run_id: str,
-    number: int,
-    take: Mapping[str, Any],
-    record: Mapping[str, Any],
-    seeds: Sequence[Any],
-    asked: Asked,
-) -> dict[str, Any]:
-    stored = Stored.from_record(record)
-    request = stored.request
-    lyrics = request.get("lyrics") or ""
-    if request.get("instrumental") or not lyrics:
-        lyrics = INSTRUMENTAL
-    prompt = request.get("prompt") or ""
-    metas = {
-        "bpm": stored.song_detail("bpm") or UNKNOWN,
-        "duration": take.get("duration", UNKNOWN),
-        "genres": UNKNOWN,
-        "keyscale": stored.key or UNKNOWN,
-        "timesignature": stored.song_detail("time_signature") or UNKNOWN,
-        "prompt": prompt,
-        "lyrics": lyrics,
-    }
-    url = audio_url(run_id, number, Path(str(take.get("name", ""))).suffix)
-    entry = _entry(1, asked.created, 1.0, "succeeded")
-    return entry | {
-        "file": url,
-        "url": url,
-        "prompt": prompt,
-        "lyrics": lyrics,
-        "metas": metas,
-        "generation_info": _info(record, take, asked),
-        "seed_value": ",".join(str(seed) for seed in seeds),
-        "lm_model": str(stored.plan.get("model") or ""),
-        "dit_model": _model_in(record),
-    }
-
-
-def _model_in(record: Mapping[str, Any]) -> str:
-    model = record.get("model")
-    if isinstance(model, Mapping):
-        return str(model.get("id", ""))
-    return ""
-
-
-def _info(record: Mapping[str, Any], take: Mapping[str, Any], asked: Asked) -> str:
-    """Return what ran, and what was changed of what was asked for."""
-    sampling = record.get("sampling")
-    lines = [f"{ENGINE}, {_model_in(record)}"]
-    if isinstance(sampling, Mapping):
-        named = ("steps", "guidance", "shift", "sampler")
-        lines.append(", ".join(f"{name} {sampling.get(name)}" for name in named))
-    notes = record.get("notes")
-    warnings = take.get("warnings")
-    for more in (asked.notes, notes, warnings):
-        if isinstance(more, list | tuple):
-            lines += [str(note) for note in more]
-    return "\n".join(lines)
-
-
-def audio_url(run_id: str, number: int, suffix: str) -> str:
-    """Return where a take is served, a URL that ends as its file does.
-
-    Its path is none of ours. It looks like one of a temporary folder, where some programs expect
-    what a server makes, and refuse anything else.
-    """
-    return f"/v1/audio?path={quote(f'/tmp/acestep/{run_id}/{number}{suffix}', safe='')}"
-
-
-def _analysis(sketch: Mapping[str, Any]) -> dict[str, Any]:
-    found = {
-        "bpm": sketch["bpm"],
-        "keyscale": sketch["key"],
-        "timesignature": sketch["time_signature"],
-        "duration": sketch["duration"],
-        "language": sketch["language"],
-        "genre": UNKNOWN,
-        "prompt": sketch["prompt"],
-        "lyrics": sketch["lyrics"],
-    }
-    metas = {**found, "genres": UNKNOWN, "caption": sketch["prompt"]}
-    more = {"metas": metas, "audio_codes": "", "audio_paths": []}
-    status = {"status_message": "Full Hardware Analysis Success", "status": 1, "stage": "succeeded"}
-    return {**status, "progress": 1.0, **found, **more}

@@ -148,4 +148,4 @@ def test_half_a_letter_is_refused_in_words(api):
     body = b'{"lora_path": "\\ud800"}'
     headers = {"content-type": "application/json"}
     answer = api.web.post("/v1/lora/load", content=body, headers=headers)
-    assert answer.status_code == 400 and "half a letter" in answer.json()["detail"]
+    assert answer.status_code == 400 and "half a character" in answer.json()["detail"]

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 import soundfile
 
-import api_official
+import api_official_bodies
 import api_uploads
 import limits
 import runs
@@ -171,7 +171,9 @@ def test_uploads_of_a_form_go_to_the_disk_as_those_of_the_page_do(api, wav, monk
 def test_a_form_that_breaks_a_limit_leaves_nothing(api, monkeypatch, parts, end, headers, status):
     limits_of = {"most_bytes": lambda name: 1_000, "most_bytes_in_all": lambda: 4_000}
     few = {"most_text_bytes": 1_000, "most_texts": 5}
-    monkeypatch.setattr(api_official, "RULES", replace(api_official.RULES, **limits_of, **few))
+    monkeypatch.setattr(
+        api_official_bodies, "RULES", replace(api_official_bodies.RULES, **limits_of, **few)
+    )
     if "authorization" in headers:
         monkeypatch.setenv("ACE_STUDIO_API_KEY", "secret")
     before = stored()

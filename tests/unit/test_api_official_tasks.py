@@ -8,6 +8,7 @@ import operator
 import pytest
 import soundfile
 
+import api_official_results as results
 import api_official_tasks as tasks
 import limits
 from api_official_fields import BY_NAME, FIELDS, KINDS, Values
@@ -313,14 +314,16 @@ def test_progress_never_goes_back_from_stage_to_stage():
 def test_what_was_changed_stands_in_the_info():
     asked = translated(batch_size=9, audio_duration=5)[1]
     record = {"notes": ["Careful."], "model": {"id": "org/model"}}
-    info = tasks._info(record, {"warnings": ["Loud."]}, asked)
+    info = results._info(record, {"warnings": ["Loud."]}, asked)
     for words in ("batch_size 9 became 4", "audio_duration 5 became 10", "Careful.", "Loud."):
         assert words in info
 
 
 def test_a_record_that_is_none_makes_an_entry_all_the_same():
     for record in ({}, {"request": [], "plan": 3, "takes": {}, "sampling": "x", "model": None}):
-        entry = tasks._take_entry("0" * 32, 1, {"name": "a.wav"}, record, [None], tasks.Asked("x"))
+        entry = results._take_entry(
+            "0" * 32, 1, {"name": "a.wav"}, record, [None], tasks.Asked("x")
+        )
         assert entry["metas"]["bpm"] == "N/A" and json.dumps(entry)
         assert Stored.from_record(record).request == {}
 
