@@ -94,7 +94,7 @@ KINDS: dict[str, tuple[Callable[..., gr.components.Component], dict[str, Any] | 
 
 
 def _options_description(mode: str) -> str:
-    """Return what an assistant has to know of the options of `mode` to set them."""
+    """Return what an assistant has to know to set the options of `mode`."""
     known = options_type(REQUESTS[mode]).model_fields
     sentences = [
         f"Advanced settings as an object with any of {', '.join(known)}.",
@@ -376,15 +376,18 @@ async def _detached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
 
 
 async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
-    """Yield what a caller gets of `run`, at least once a second; closing it cancels the run."""
+    """Yield what a caller sees of `run`, at least once a second; closing this generator cancels the run."""
     answer = _Answer(run.request.mode)
     try:
         # Gradio can cancel a run only after its first value.
         yield answer.after(Progress("waiting"))
         async with contextlib.aclosing(runs.follow(run)) as news:
             async for numbered in news:
-                # Without news too: Gradio closes a handler only between two values.
-                yield answer.after(numbered[1]) if numbered else answer.latest
+                # Yielded without news too: Gradio closes a handler only between two values.
+                if numbered:
+                    yield answer.after(numbered[1])
+                else:
+                    yield answer.latest
     finally:
         runs.cancel(run.id)
 
@@ -453,21 +456,21 @@ def read_call(mode: str, values: tuple[Any, ...]) -> tuple[Request, bool]:
 
     Raises InvalidRequest, also for a file that is not an upload.
     """
-    given = dict(zip(ENDPOINTS[mode].names, values, strict=True))
+    fields = dict(zip(ENDPOINTS[mode].names, values, strict=True))
     detach = False
-    if isinstance(given.get("options"), Mapping):
-        options = dict(given["options"])
+    if isinstance(fields.get("options"), Mapping):
+        options = dict(fields["options"])
         detach = options.pop("detach", False)
         if isinstance(options.get("loras"), list):
             options["loras"] = [_uploaded_lora(choice) for choice in options["loras"]]
-        given["options"] = options
+        fields["options"] = options
     if not isinstance(detach, bool):
         message = f"Detach must be true or false, not {shown(detach)}."
         raise InvalidRequest(Problem("invalid", message, "options.detach"))
     for name in UPLOADS:
-        if given.get(name) is not None:
-            given[name] = uploaded_path(name, given[name])
-    return parse_request(mode, given), detach
+        if fields.get(name) is not None:
+            fields[name] = uploaded_path(name, fields[name])
+    return parse_request(mode, fields), detach
 
 
 def _uploaded_lora(choice: Any) -> Any:
@@ -487,8 +490,8 @@ def uploaded_path(name: str, value: Any) -> str:
         found = Path(path).resolve()
         if found.is_relative_to(Path(get_upload_folder()).resolve()):
             return str(found)
-    given = path if isinstance(path, str) else value
-    message = f"{name.capitalize()} must be an uploaded audio file, not {shown(given)}."
+    sent = path if isinstance(path, str) else value
+    message = f"{name.capitalize()} must be an uploaded audio file, not {shown(sent)}."
     raise InvalidRequest(Problem("invalid", message, name))
 
 
@@ -502,8 +505,11 @@ def sentence(problem: Problem) -> str:
     return text
 
 
-def called(blocks: Any, route: str, values: dict[str, Any]) -> Any:
-    """Return the function of the page that is called, None if it is none; raises HTTPException if there is none."""
+def called_function(blocks: Any, route: str, values: dict[str, Any]) -> Any:
+    """Return the function of the page that a route calls, None if the route calls none.
+
+    Raises HTTPException if there is no such function.
+    """
     kind, _, name = route.partition("/")
     if kind not in ("run", "api", "call", "queue"):
         return None
@@ -515,18 +521,18 @@ def called(blocks: Any, route: str, values: dict[str, Any]) -> Any:
         if function is None or (function.fn is None and not function.cancels):
             raise HTTPException(404, f"There is no function {shown(index)}.")
         return function
-    endpoint = name.removeprefix("v2/" if kind == "call" else "").strip("/")
-    function = next((each for each in blocks.fns.values() if each.api_name == endpoint), None)
-    if function is None:
-        names = ", ".join((*ENDPOINTS, "capabilities", "run", "cancel_run"))
-        raise HTTPException(
-            404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}."
-        )
-    return function
+    if kind == "call":
+        name = name.removeprefix("v2/")
+    endpoint = name.strip("/")
+    for function in blocks.fns.values():
+        if function.api_name == endpoint:
+            return function
+    names = ", ".join((*ENDPOINTS, "capabilities", "run", "cancel_run"))
+    raise HTTPException(404, f"There is no endpoint {shown(endpoint)}. The endpoints are {names}.")
 
 
 def check_call(blocks: Any, function: Any, route: str, values: dict[str, Any]) -> None:
-    """Raise HTTPException if a call's inputs do not fit its `function`, or if no song can wait any more."""
+    """Raise HTTPException if the inputs of a call do not fit its `function`, or if the queue is full."""
     if function.api_name in ENDPOINTS and blocks.runs.is_full():
         raise HTTPException(503, FULL.text())
     if route.startswith("call/v2/"):
@@ -538,7 +544,7 @@ def check_call(blocks: Any, function: Any, route: str, values: dict[str, Any]) -
 
 
 def _check_names(name: str, values: dict[str, Any]) -> None:
-    """Raise HTTPException if a parameter of the endpoint `name` is unknown, or if a required one is missing."""
+    """Raise HTTPException if the endpoint `name` does not know a parameter, or lacks a required one."""
     if name not in ENDPOINTS:
         return
     known = ENDPOINTS[name].names

@@ -35,7 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import api_keys
 import audio
 import bootstrap
-from api import ENDPOINTS, UPLOADS, called, check_call
+from api import ENDPOINTS, UPLOADS, called_function, check_call
 from api_bodies import Bodies, whole_body
 from api_hosts import (
     API,
@@ -264,7 +264,7 @@ class Calls:
     def _check_call(self, scope: Scope, route: str, values: dict[str, Any], token: object) -> None:
         """Raise HTTPException if a call lacks its key, or does not fit the function that it calls."""
         blocks = scope["app"].get_blocks()
-        function = called(blocks, route, values)
+        function = called_function(blocks, route, values)
         if function is None:
             return
         # The key of a tool's call was checked when it came to MCP.

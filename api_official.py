@@ -56,7 +56,7 @@ from events import InvalidRequest, StudioError
 from limits import STUDIO_VERSION, shown
 from params import Request as StudioRequest
 from params import parse_request
-from runs import Run, Runs
+from runs import Run, RunFacts, Runs
 
 SWITCH = "ACE_STUDIO_OFFICIAL_API"
 SERVICE = "ACE-Step API"
@@ -387,7 +387,7 @@ class Official:
             return wrapped(None, code, error.problem.text())
         return wrapped(answer(facts["record"]["sketch"]))
 
-    async def end_of(self, run: Run) -> dict[str, Any]:
+    async def end_of(self, run: Run) -> RunFacts:
         """Return the facts of a run at its end; raises StudioError if it failed.
 
         A caller who leaves cancels the run.

@@ -1,6 +1,6 @@
 """Runs for programs: /runs with state, events, cancel and takes, and the endpoints /run and /cancel_run.
 
-A run can only be reached by its id. All ids that belong to no run get the same answer.
+Only its id leads to a run. Every id that belongs to no run gets the same answer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from params import REQUESTS, SongRequest
 from runs import Cancelled, Run, RunEvent, Runs, Waiting, address_of, addresses
 
 MOST_IDS = 20  # in one call
-HEARTBEAT_SECONDS = 15.0  # between two lines of an event stream that has no news
-VISITOR_HEADER = "x-ip-token"  # whose quota ZeroGPU lends a card on
-CODES = {"no_run": 404, "no_take": 404}
+HEARTBEAT_SECONDS = 15.0  # between two lines of an event stream without events
+VISITOR_HEADER = "x-ip-token"  # names the visitor on whose quota ZeroGPU lends a card
+STATUS_OF_CODE = {"no_run": 404, "no_take": 404}
 
 
 def owner_of(request: gr.Request | None) -> str:
-    """Return the owner of a program's run: its address, so that many calls of one program have one owner."""
+    """Return the owner of a program's run: its address, so that all calls of a program have the same owner."""
     if request is None:
         return "this process"
     return f"address {address_of(request)}"
@@ -51,7 +51,7 @@ def sentence_of(facts: Mapping[str, Any]) -> str:
 
 
 def facts_of(runs: Runs, run_id: str) -> dict[str, Any]:
-    """Return the state of a run with its sentence; raises StudioError for an id of no run."""
+    """Return the facts of a run, with a sentence about its state; raises StudioError if there is no such run."""
     facts = runs.facts(run_id)
     return {**facts, "sentence": sentence_of(facts)}
 
@@ -102,7 +102,7 @@ def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
 
 def _refusal(problem: Problem) -> JSONResponse:
     return JSONResponse(
-        {"detail": problem.text(), "code": problem.code}, CODES.get(problem.code, 400)
+        {"detail": problem.text(), "code": problem.code}, STATUS_OF_CODE.get(problem.code, 400)
     )
 
 
@@ -111,7 +111,7 @@ def _runs_for(request: Request) -> Runs:
 
 
 def note_visitor(request: Request, runs: Runs, run_id: str) -> None:
-    """Note that somebody still follows this run, with a fresh token for ZeroGPU."""
+    """Note that the visitor still follows this run, and keep a fresh token for ZeroGPU."""
     runs.note_visitor(run_id, hidden="hidden" in request.query_params)
     if VISITOR_HEADER in request.headers:
         runs.renew(run_id, gr.Request(request))
@@ -157,8 +157,8 @@ async def one(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """Stream a run's events after the one that ?after=... or the header Last-Event-ID names, until it ends.
 
-    Whoever listens is there for the runs that &also=... names, too: a hidden page has one stream for
-    all its runs.
+    Listening to it also shows that somebody waits for the runs that &also=... names: a hidden page
+    has one stream for all its runs.
     """
     after = request.query_params.get("after") or request.headers.get("last-event-id") or "0"
     if not after.isdecimal() or len(after) > 9:
@@ -194,9 +194,12 @@ async def _events(
 
 
 async def _former(facts: dict[str, Any]) -> AsyncIterator[str]:
-    """Yield the only event that is known of a run of an earlier process."""
-    name = "failed" if facts["state"] == "cut_off" else facts["state"]
-    yield _sse(1, name, {key: facts[key] for key in ("takes", "record", "problem")})
+    """Yield the only known event of a run of an earlier process: its end."""
+    name = facts["state"]
+    if name == "cut_off":
+        name = "failed"
+    end = {"takes": facts["takes"], "record": facts["record"], "problem": facts["problem"]}
+    yield _sse(1, name, end)
 
 
 def _sse(number: int, name: str, data: Mapping[str, Any]) -> str:
@@ -214,7 +217,7 @@ async def cancel(request: Request) -> Response:
 
 
 async def take(request: Request) -> Response:
-    """Serve a take from the output folder, in parts too (Range)."""
+    """Serve a take from the output folder, whole or in parts (Range)."""
     try:
         path = _runs_for(request).take(request.path_params["run"], request.path_params["number"])
     except StudioError as error:

@@ -1,10 +1,9 @@
-"""What a request costs before anything runs: seconds on a card, bytes of working memory; and what
-would cost less.
+"""What a request will cost, before anything runs: seconds on a card and bytes of working memory; and
+which smaller request would fit.
 
-Seconds are those of an H200, in which ZeroGPU counts; on slower cards it gives more real time by
-itself. Until they are measured (docs/performance.md), the constants are counted or assumed. Bytes
-are counted tensor by tensor; which models lie on the device beside them is decided in
-model_memory.py.
+ZeroGPU counts in seconds of an H200 and grants more real time on slower cards. Until the constants
+are measured (docs/performance.md), they are counted or assumed. Bytes are counted tensor by tensor;
+model_memory.py decides which models lie on the device beside them.
 """
 
 from __future__ import annotations
@@ -25,27 +24,34 @@ from params import Settings
 # --- seconds --------------------------------------------------------------------------------------
 
 CONSTANTS = {
-    "tflop_per_second": 390.0,  # TFLOP/s; assumed: 40 % of the 989 that an H200 has in bfloat16
+    # TFLOP/s; assumed: 40 % of the 989 that an H200 has in bfloat16
+    "tflop_per_second": 390.0,
     # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
     "cold_seconds": 20.0,
-    # s per minute of source; assumed: half of decoding, whose FLOPs it has
+    # s per minute of source; assumed: half of decoding, since it has half of its FLOPs
     "encode_per_minute": 0.5,
-    # s per minute and take; assumed from 29 TFLOP for 240 s, bound by memory
+    # s per minute and take; assumed from 29 TFLOP for 240 s, limited by memory
     "decode_per_minute": 1.0,
-    "plan_tokens_per_second": 40.0,  # tokens/s; assumed: a 1.7B model step by step in transformers
-    "plan_metadata_tokens": 200.0,  # tokens; the planner's budget for metadata
-    "codes_per_second": 5.0,  # tokens per second of music; the planner's 5 Hz codes
-    "sketch_tokens": 1_500.0,  # tokens; assumed: metadata and the lyrics of a long song
-    "songwriter_tokens_per_second": 25.0,  # tokens/s; assumed: a 7B model step by step in transformers
-    "margin": 1.5,  # x; assumed: real over counted; shared cards, first kernels
+    # tokens/s; assumed: a 1.7B model step by step in transformers
+    "plan_tokens_per_second": 40.0,
+    # tokens; the planner's budget for metadata
+    "plan_metadata_tokens": 200.0,
+    # tokens per second of music; the planner's 5 Hz codes
+    "codes_per_second": 5.0,
+    # tokens; assumed: metadata and the lyrics of a long song
+    "sketch_tokens": 1_500.0,
+    # tokens/s; assumed: a 7B model step by step in transformers
+    "songwriter_tokens_per_second": 25.0,
+    # real seconds over counted ones; assumed, for shared cards and first kernels
+    "margin": 1.5,
 }
 COUNTED = dict(CONSTANTS)
-# How far a measured constant may be from the counted one: what lies beyond was disturbed.
+# A measured constant that is this many times the counted one, or its fraction, was disturbed.
 MOST_TIMES_COUNTED = 20.0
 
 
 def use_measured(found: Mapping[str, float]) -> None:
-    """Use constants that selfcheck.py has measured on this machine in place of counted ones."""
+    """Replace counted constants with those that selfcheck.py has measured on this machine."""
     for name, value in found.items():
         counted = COUNTED.get(name)
         if counted is None or not isinstance(value, int | float) or not value > 0:
@@ -54,14 +60,14 @@ def use_measured(found: Mapping[str, float]) -> None:
             CONSTANTS[name] = float(value)
 
 
-# Seconds of music -> TFLOP of one forward pass: counted on XL's configuration with 600 condition
+# Seconds of music -> TFLOP of one forward pass, counted for XL's configuration with 600 condition
 # tokens.
 FORWARD_TFLOP = {0: 0.0, 30: 3.33, 60: 6.59, 120: 13.6, 240: 29.3, 600: 90.6}
 
 
 @dataclass(frozen=True)
 class Work:
-    """The GPU work of a job, as far as it costs time; loading the weights onto the card is always added."""
+    """What decides how long a job takes on the GPU; loading the weights is always added."""
 
     mode: str
     duration: float = 0.0  # seconds to denoise
@@ -77,14 +83,15 @@ class Work:
 def work_of(
     request: Any, settings: Settings | None, *, source: float = 0.0, planner: bool = False
 ) -> Work:
-    """Return the work of any request, with the settings of a song.
+    """Return the work of any request; that of a song needs its `settings`.
 
-    `source` are the seconds of its source, `planner` says whether there is a planner.
+    `source` is the length of its source in seconds, `planner` whether the studio has a planner.
     """
     if request.mode == "align":
         return Work("align", duration=source, steps=1, source=source)  # one forward pass
     options = getattr(request, "options", None)
     if not hasattr(request, "takes"):
+        # Lyrics have a limit of their own; ideas and descriptions do not.
         tokens = getattr(options, "max_tokens", int(CONSTANTS["sketch_tokens"]))
         return Work(request.mode, source=source, tokens=tokens)
     assert settings is not None, request.mode
@@ -109,12 +116,12 @@ def _passes(request: Any) -> float:
 
 
 def seconds_needed(work: Work) -> float:
-    """Return the seconds of a card, with all that is needed where nothing has been learned yet."""
+    """Return the seconds of a card to ask for before any job has run: with a cold start and a margin."""
     return CONSTANTS["cold_seconds"] + CONSTANTS["margin"] * seconds_of_work(work)
 
 
 def seconds_of_work(work: Work) -> float:
-    """Return the seconds that the work itself should take, without a start and without a margin."""
+    """Return the seconds that the work itself should take, without a cold start or a margin."""
     rows = 2 if work.guidance > 1 else 1
     forwards = work.steps * work.passes * work.takes * rows
     seconds = forwards * forward_tflop(work.duration) / CONSTANTS["tflop_per_second"]
@@ -123,39 +130,43 @@ def seconds_of_work(work: Work) -> float:
     if work.planner:
         tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CONSTANTS["codes_per_second"]
         seconds += tokens / CONSTANTS["plan_tokens_per_second"]
-    model = "songwriter" if work.mode == "lyrics" else "plan"
-    seconds += work.tokens / CONSTANTS[f"{model}_tokens_per_second"]
+    if work.mode == "lyrics":
+        seconds += work.tokens / CONSTANTS["songwriter_tokens_per_second"]
+    else:
+        seconds += work.tokens / CONSTANTS["plan_tokens_per_second"]
     return seconds
 
 
 def forward_tflop(duration: float) -> float:
-    """Return the TFLOP of a forward pass over so many seconds of music."""
+    """Return the TFLOP of one forward pass over `duration` seconds of music."""
     return float(np.interp(duration, list(FORWARD_TFLOP), list(FORWARD_TFLOP.values())))
 
 
 # --- what earlier jobs took ------------------------------------------------------------------------
 
 REMEMBERED_JOBS = 40  # of each mode
-LEAST_JOBS = (
-    3  # before they count alone; until then the jobs of all modes tell how fast the card is
-)
-# A job's seconds are a start and a multiple of the estimate; both are bounded, because a stuck card
-# teaches nothing.
+# As many jobs of a mode count alone; until then, those of all modes say how fast the card is.
+LEAST_JOBS = 3
+# The seconds of a job are fitted as a start plus a ratio of the estimate. Both are bounded, because a
+# stuck card teaches nothing.
 MOST_START_SECONDS = 90.0
 LEAST_RATIO = 0.2
 MOST_RATIO = 5.0
-# Over the fitted seconds: always, for each deviation of the jobs so far, and at most.
+# What is asked for over the fitted seconds, as a share of them: always,
 SPARE = 0.06
+# for each standard deviation of the jobs so far,
 SPARE_DEVIATIONS = 3.0
+# for a single job, and an n-th of it for n jobs, because few jobs say little about the next,
+SPARE_OF_ONE = 0.3
+# and while the jobs are of other modes.
+SPARE_OF_OTHERS = 0.1
+# The least and the most that is asked for, as multiples of the fitted seconds.
 LEAST_SPARE = 1.12
 MOST_SPARE = 1.5
-# As much more for a single job, and the n-th part of it for n: few jobs say little of the next.
-SPARE_OF_ONE = 0.3
-SPARE_OF_OTHERS = 0.1  # where those of other modes have to tell
 
 
 class Experience:
-    """What jobs took on the card, beside what they should have taken, by mode."""
+    """The seconds that jobs of each mode took on the card, beside those that were estimated."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, deque[tuple[float, float]]] = {}
@@ -171,34 +182,35 @@ class Experience:
     def seconds(self, work: Work) -> float:
         """Return the seconds to ask for: as few as is safe once there are jobs to learn from.
 
-        Of the first few jobs of all, only that more is needed than was assumed is believed.
+        The first few jobs can only raise the estimate.
         """
-        known = [*self._jobs.get(work.mode, ())]
-        spare_of_others = 0.0
-        if len(known) < LEAST_JOBS:
-            known = [job for jobs in self._jobs.values() for job in jobs]
-            spare_of_others = SPARE_OF_OTHERS
-        if not known:
+        jobs = list(self._jobs.get(work.mode, ()))
+        more_spare = 0.0
+        if len(jobs) < LEAST_JOBS:
+            jobs = [job for jobs_of_mode in self._jobs.values() for job in jobs_of_mode]
+            more_spare = SPARE_OF_OTHERS
+        if not jobs:
             return seconds_needed(work)
-        learned = self._fitted(work, known, spare_of_others)
-        if len(known) < LEAST_JOBS:
+        learned = self._fitted(work, jobs, more_spare)
+        if len(jobs) < LEAST_JOBS:
             return max(learned, seconds_needed(work))
         return learned
 
-    def _fitted(self, work: Work, known: list[tuple[float, float]], more_spare: float) -> float:
-        jobs = np.array([(0.0, CONSTANTS["cold_seconds"]), *known])
-        start, ratio = _fit(jobs)
-        expected = start + ratio * jobs[1:, 0]
-        deviation = float(np.std(jobs[1:, 1] / expected))
-        spare = 1 + SPARE + SPARE_DEVIATIONS * deviation + SPARE_OF_ONE / len(known) + more_spare
+    def _fitted(self, work: Work, jobs: list[tuple[float, float]], more_spare: float) -> float:
+        table = np.array([(0.0, CONSTANTS["cold_seconds"]), *jobs])
+        start, ratio = _fit(table)
+        expected = start + ratio * table[1:, 0]
+        deviation = float(np.std(table[1:, 1] / expected))
+        spare = 1 + SPARE + SPARE_DEVIATIONS * deviation + SPARE_OF_ONE / len(jobs) + more_spare
         spare = min(max(spare, LEAST_SPARE), MOST_SPARE)
         return spare * (start + ratio * seconds_of_work(work))
 
 
 def _fit(jobs: np.ndarray) -> tuple[float, float]:
-    """Return the start and the ratio that fit `jobs` [n, 2] best, relative to what they took.
+    """Return the start and the ratio that fit `jobs` best, by relative error.
 
-    The first is the assumed start alone: it decides where all jobs have one length.
+    `jobs` [n, 2] has estimated and real seconds. The first row is the assumed start alone, which
+    decides if all jobs are equally long.
     """
     weights = 1 / np.maximum(jobs[:, 1], 1.0)
     weights[0] *= 0.1
@@ -215,17 +227,19 @@ def _fit(jobs: np.ndarray) -> tuple[float, float]:
 TOKENS_PER_SECOND = 12.5
 # The longest condition: lyrics, timbre and prompt.
 CONDITION_TOKENS = 2_305
-# What the VAE takes at a time, by diffusers' AutoencoderOobleck, and how many tensors as wide as its
-# outermost layers lie in memory at once: two residual units' inputs and what a Snake needs.
-# tests/engine/test_memory_plans.py counts them at the real shapes.
+PLANNER_CODES_PER_SECOND = 5
+# The tiles of diffusers' AutoencoderOobleck.
 ENCODED_SAMPLES = 30 * 48_000
 DECODED_FRAMES = 512
+# How many tensors as wide as the VAE's outermost layers lie in memory at once: the inputs of two
+# residual units, and what a Snake needs. tests/engine/test_memory_plans.py counts them at the real
+# shapes.
 ENCODING_TENSORS = 5.0
 DECODING_TENSORS = 5.2
-# A token in the planner's cache: 28 layers of 8 heads of 128, keys and values.
+# The numbers of a token in the planner's cache: keys and values of 28 layers with 8 heads of 128.
 PLANNER_TOKEN_NUMBERS = 28 * 8 * 128 * 2
 PLANNER_PROMPT_TOKENS = 1_000
-# The transformer's widths and depths, for checkpoints that are not here yet.
+# XL's widths and depth, for checkpoints that are not on this machine yet.
 XL = {
     "hidden_size": 2560,
     "intermediate_size": 9728,
@@ -235,7 +249,7 @@ XL = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
-# The VAE's, from its config.json.
+# The same of its VAE.
 XL_VAE = {
     "encoder_hidden_size": 128,
     "decoder_channels": 128,
@@ -245,22 +259,18 @@ XL_VAE = {
 
 @dataclass(frozen=True)
 class Song:
-    """What a song's working memory depends on; `config` is the transformer's, `vae` the VAE's.
+    """What the working memory of a song depends on."""
 
-    The numbers of transformer, VAE and planner have 2 or 4 bytes. Every layer keeps the keys and
-    values of `condition` tokens for all steps, a morph those of two `conditions`.
-    """
-
-    duration: float
+    duration: float  # seconds
     takes: int = 1
     guided: bool = True
-    config: Mapping[str, Any] = field(default_factory=XL.copy)
+    config: Mapping[str, Any] = field(default_factory=XL.copy)  # of the transformer
     vae: Mapping[str, Any] = field(default_factory=XL_VAE.copy)
-    number_bytes: int = 2
+    number_bytes: int = 2  # of a number in the transformer, 2 or 4
     vae_number_bytes: int = 2
     planner_number_bytes: int = 2
-    condition: int = CONDITION_TOKENS
-    conditions: int = 1
+    condition: int = CONDITION_TOKENS  # whose keys and values each layer keeps for all steps
+    conditions: int = 1  # a morph has two
 
 
 def song_of(
@@ -283,7 +293,7 @@ def bytes_a_number(dtype: str) -> int:
 
 
 def song_bytes(song: Song) -> int:
-    """Return the loop's working memory, counted by tensor; attention in windows adds nothing quadratic."""
+    """Return the bytes that the loop works in, counted by tensor; attention in windows adds nothing quadratic."""
     config = song.config
     hidden = config["hidden_size"]
     queries = config["head_dim"] * config["num_attention_heads"]
@@ -299,7 +309,7 @@ def song_bytes(song: Song) -> int:
 
 
 def coding_bytes(song: Song) -> int:
-    """Return the VAE's working memory for a tile: its outermost layers have by far the largest tensors."""
+    """Return the bytes that the VAE works in for a tile, nearly all of them in its outermost layers."""
     encoding = ENCODED_SAMPLES * song.vae["encoder_hidden_size"] * ENCODING_TENSORS
     decoded = DECODED_FRAMES * math.prod(song.vae["downsampling_ratios"])
     decoding = decoded * song.vae["decoder_channels"] * DECODING_TENSORS
@@ -307,13 +317,15 @@ def coding_bytes(song: Song) -> int:
 
 
 def planner_bytes(song: Song | None) -> int:
-    """Return the planner's cache for a song: two rows per take, since plans are guided. None: one short text."""
-    takes = song.takes if song else 1
-    seconds = song.duration if song else 0.0
-    number_bytes = song.planner_number_bytes if song else 4
-    return int(
-        2 * takes * (PLANNER_PROMPT_TOKENS + 5 * seconds) * PLANNER_TOKEN_NUMBERS * number_bytes
-    )
+    """Return the bytes of the planner's cache: two rows for each take, because plans are guided.
+
+    None stands for a short text in float32.
+    """
+    if song is None:
+        return 2 * PLANNER_PROMPT_TOKENS * PLANNER_TOKEN_NUMBERS * 4
+    tokens = PLANNER_PROMPT_TOKENS + PLANNER_CODES_PER_SECOND * song.duration
+    rows = 2 * song.takes
+    return int(rows * tokens * PLANNER_TOKEN_NUMBERS * song.planner_number_bytes)
 
 
 # --- what would fit -------------------------------------------------------------------------------
@@ -322,51 +334,49 @@ def planner_bytes(song: Song | None) -> int:
 def changes_that_fit(
     work: Work, most_seconds: float, needed: Callable[[Work], float] = seconds_needed
 ) -> list[str]:
-    """Return the most takes, steps and seconds of music with which `work` would need `most_seconds`, each alone.
+    """Return changes with each of which, alone, `work` would need at most `most_seconds`.
 
-    `needed` returns the seconds that a work needs.
+    They are fewer takes, fewer steps, less music. `needed` returns the seconds that a work needs.
     """
 
     def fits(smaller: Work) -> bool:
         return needed(smaller) <= most_seconds
 
-    least = min(QUALITY_STEPS["draft"], work.steps)
-    steps = most(least, work.steps, lambda count: fits(replace(work, steps=count)))
-    found = [fewer_takes(work, fits), f"{steps} steps" if steps else ""]
-    if work.mode not in ("edit", "cover"):  # whose length the source decides
+    changes = [fewer_takes(work, fits), fewer_steps(work, fits)]
+    is_as_long_as_its_source = work.mode in ("edit", "cover")
+    if not is_as_long_as_its_source:
+        shortest = int(LIMITS["duration"].low)
         if work.source:
-            shortest = int(work.source) // 5 * 5 + 5
-        else:
-            shortest = int(LIMITS["duration"].low)
-        found.append(shorter(work, fits, shortest))
-    return [change for change in found if change]
+            shortest = (int(work.source) // 5 + 1) * 5
+        changes.append(shorter(work, fits, shortest))
+    return [change for change in changes if change]
 
 
 def longest(
     work: Work, most_seconds: float, needed: Callable[[Work], float] = seconds_needed
 ) -> float:
-    """Return the longest duration, in steps of 5 s up to that of `work`, with which at most
-    `most_seconds` are `needed`.
+    """Return the longest duration with which `work` needs at most `most_seconds`, in steps of 5 s.
 
-    It is at least the shortest song.
+    It is at most that of `work`, and at least that of the shortest song.
     """
     shortest = int(LIMITS["duration"].low)
 
     def fits(fives: int) -> bool:
         return needed(replace(work, duration=fives * 5.0)) <= most_seconds
 
-    return max(most(shortest // 5, int(work.duration // 5), fits) * 5.0, float(shortest))
+    fives = largest_that_fits(shortest // 5, int(work.duration // 5), fits)
+    return max(fives * 5.0, float(shortest))
 
 
 def smaller(song: Song, fits: Callable[[Song], bool]) -> str:
     """Return the most takes and the longest duration that fit: "2 takes, or with 30 seconds of music", or ""."""
-    found = [fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))]
-    return ", or with ".join(change for change in found if change)
+    changes = [fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))]
+    return ", or with ".join(change for change in changes if change)
 
 
 def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
     """Return the most takes with which `work` fits, such as "2 takes", or ""."""
-    takes = most(1, work.takes, lambda count: fits(replace(work, takes=count)))
+    takes = largest_that_fits(1, work.takes, lambda count: fits(replace(work, takes=count)))
     if not takes:
         return ""
     if takes == 1:
@@ -374,9 +384,18 @@ def fewer_takes(work: Any, fits: Callable[[Any], bool]) -> str:
     return f"{takes} takes"
 
 
+def fewer_steps(work: Work, fits: Callable[[Work], bool]) -> str:
+    """Return the most steps, at least those of a draft, with which `work` fits, or ""."""
+    least = min(QUALITY_STEPS["draft"], work.steps)
+    steps = largest_that_fits(least, work.steps, lambda count: fits(replace(work, steps=count)))
+    if steps:
+        return f"{steps} steps"
+    return ""
+
+
 def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
     """Return the longest duration in steps of 5 s, at least `shortest`, with which `work` fits, or ""."""
-    fives = most(
+    fives = largest_that_fits(
         shortest // 5,
         int(work.duration // 5),
         lambda count: fits(replace(work, duration=count * 5.0)),
@@ -386,6 +405,9 @@ def shorter(work: Any, fits: Callable[[Any], bool], shortest: int) -> str:
     return ""
 
 
-def most(low: int, high: int, fits: Callable[[int], bool]) -> int:
+def largest_that_fits(low: int, high: int, fits: Callable[[int], bool]) -> int:
     """Return the largest number from `low` to `high` that fits, or 0."""
-    return next((number for number in range(high, low - 1, -1) if fits(number)), 0)
+    for number in range(high, low - 1, -1):
+        if fits(number):
+            return number
+    return 0

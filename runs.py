@@ -1,9 +1,9 @@
-"""Runs belong to the server: a request becomes a run, which goes on when nobody listens.
+"""Runs belong to the server: a request becomes a run, which continues when nobody is listening.
 
-`Runs.start` gives a run its unguessable id at once, which is the only way to it: whoever has the id
-may read its events, cancel it, and fetch its takes. Page, named endpoints, MCP and other programs'
-APIs share one queue. Beneath is the one generator `Backend.stream`; only the thread of a run reads
-it, and only that closes it.
+`Runs.start` gives a run its unguessable id at once, and only the id leads to it: whoever has it may
+read the run's events, cancel it, and fetch its takes. The page, named endpoints, MCP and other
+programs' APIs share one queue. The events come from the generator `Backend.stream`, which only the
+run's own thread reads and closes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import gradio as gr
@@ -42,18 +42,18 @@ from runs_queue import FairQueue, starts_in
 log = logging.getLogger("studio")
 
 State = Literal["waiting", "running", "finished", "failed", "cancelled", "cut_off"]
-MOST_EVENTS = 100  # that a run remembers; progress that only repeats itself counts once
+MOST_EVENTS = 100  # that a run remembers; repeated progress counts once
 MOST_EVENTS_OF_AN_ENDED = 20
 MOST_ENDED = 200  # ended runs that are remembered with their records
 ENDED_SECONDS = 24 * 3600.0
-# On ZeroGPU, how long a run without a card waits for a visitor who is gone, and for one whose page
-# is only hidden.
+# On ZeroGPU, how long a run that has no card yet waits for a visitor who is gone, and for one whose
+# page is only hidden.
 GONE_SECONDS = 60.0
 HIDDEN_SECONDS = 600.0
-# When the journal looks again at what it still has to keep: after so many seconds, or runs.
+# When the journal is pruned again: after so many seconds, or so many runs.
 PRUNE_SECONDS = 3600.0
 PRUNE_RUNS = 200
-PACE_MEMORY = 0.3  # the share of the latest run in the pace
+PACE_MEMORY = 0.3  # the weight of the latest run in the pace
 
 NO_RUN = Problem("no_run", "There is no such run, or it is too long ago.", hint="Check its id.")
 NO_TAKE = Problem(
@@ -71,16 +71,30 @@ LEFT = Problem(
 STOPPING = Problem(
     "stopping", "The studio is being stopped.", hint="Try again once it is running again."
 )
-# How a refusal names the runs that are too many.
-YOURS = ("You have {} runs waiting already", "your waiting runs")
-OF_YOUR_ADDRESS = (
-    "{} runs from your network are waiting already",
-    "the waiting runs from your network",
-)
 FULL = Problem(
     "queue_full",
     f"{limits.MOST_WAITING} runs are waiting already, and the queue has no more room.",
     hint="Try again in a few minutes.",
+)
+
+
+class Crowd(NamedTuple):
+    """How a refusal speaks of the waiting runs that are too many: their number, themselves as a subject, and a hint."""
+
+    number: str
+    subject: str
+    hint: str
+
+
+YOURS = Crowd(
+    "You have {} runs waiting already",
+    "your waiting runs",
+    "Wait until one of them has started, or cancel one.",
+)
+OF_YOUR_NETWORK = Crowd(
+    "{} runs from your network are waiting already",
+    "the waiting runs from your network",
+    "Wait until one of them has started.",
 )
 
 
@@ -107,7 +121,7 @@ _STATES_AT_THE_END: dict[type[RunEvent], State] = {
 
 
 class Run:
-    """One request and what becomes of it. All that changes is changed by `Runs`, under its lock."""
+    """One request and what becomes of it. Only `Runs` changes it, under its lock."""
 
     def __init__(self, request: Request, owner: str, weight: float, now: float, tag: Any = None):
         self.id = secrets.token_hex(16)
@@ -120,15 +134,15 @@ class Run:
         self.title = title_of(request)
         self.events: deque[tuple[int, RunEvent]] = deque(maxlen=MOST_EVENTS)
         self.last = 0  # the number of the latest event
-        self.note = ""  # the latest thing that the visitor was told once
-        self.silent_until = now + GONE_SECONDS  # until when nobody has to ask
+        self.note = ""  # the latest note to the visitor; an event has it only once
+        self.silent_until = now + GONE_SECONDS  # until then the visitor counts as present
         self.listeners: list[Callable[[], None]] = []
         self.started_at = 0.0
         self.ended_at = 0.0
         self.has_card = False  # ZeroGPU has lent a card, which is paid for
         self.cancelling: Problem | None = None
-        # Holds the visitor's request, by whose headers ZeroGPU lends a card; gone with the run's
-        # end.
+        # Holds the visitor's request, by whose headers ZeroGPU lends a card; None once the run has
+        # ended.
         self.context: contextvars.Context | None = None
 
     @property
@@ -152,10 +166,10 @@ class Run:
         return getattr(self.outcome, "problem", None)
 
     def add(self, event: RunEvent) -> None:
-        """Append `event`, which takes the place of an earlier one that it makes worthless."""
+        """Append `event`, which replaces an earlier one that it makes redundant."""
         if isinstance(event, Draft):  # each holds the whole text so far
-            earlier = [each for each in self.events if not isinstance(each[1], Draft)]
-            self.events = deque(earlier, MOST_EVENTS)
+            others = [each for each in self.events if not isinstance(each[1], Draft)]
+            self.events = deque(others, MOST_EVENTS)
         elif self.events and _repeats(self.events[-1][1], event):
             self.events.pop()
         self.note = getattr(event, "note", "") or self.note
@@ -164,6 +178,25 @@ class Run:
 
     def since(self, number: int) -> list[tuple[int, RunEvent]]:
         return [each for each in self.events if each[0] > number]
+
+
+class RunFacts(TypedDict):
+    """What there is to know about a run, as programs get it (docs/api.md)."""
+
+    run: str
+    state: State
+    mode: str
+    title: str
+    last: int  # the number of the latest event
+    place: int | None  # in the queue, 1 for the next
+    starts_in: float | None  # seconds
+    progress: dict[str, Any] | None  # an `events.Progress`
+    draft: str | None
+    tokens: int  # of the draft
+    note: str
+    problem: dict[str, str] | None
+    takes: list[str]  # the addresses of its takes
+    record: Any
 
 
 def _repeats(latest: RunEvent, event: RunEvent) -> bool:
@@ -192,8 +225,9 @@ def files_of(request: Request) -> list[str]:
 class Runs:
     """All runs of this studio.
 
-    `stream` makes the events of a request, `weigh` estimates its seconds on one fixed machine, and
-    `clock` counts seconds.
+    `stream` yields the events of a request, `weigh` estimates its seconds on one fixed machine, and
+    `clock` counts seconds. `at_once` runs work at the same time. With `drops_absent`, a run whose
+    visitor has left is cancelled unless it has a card.
     """
 
     def __init__(
@@ -220,7 +254,7 @@ class Runs:
         self._ended: OrderedDict[str, Run] = OrderedDict()  # the oldest first
         self._pace: dict[str, float] = {}  # by mode: real seconds for a second of `weigh`
         self._pruned_at = clock()
-        self._since_pruned = 0  # runs
+        self._ended_since_pruned = 0  # runs
         self._stopping = False
 
     # --- for callers ------------------------------------------------------------------------------
@@ -228,8 +262,8 @@ class Runs:
     def start(self, request: Request, owner: str, most: int | None = None, tag: Any = None) -> Run:
         """Queue `request` for `owner`; raises StudioError if there is no room.
 
-        The owner may have `most` runs waiting, by default as many as a program. `tag` is the
-        caller's own, and the run keeps it.
+        The owner may have `most` runs waiting, by default as many as a program. The run keeps `tag`
+        for its caller.
         """
         weight = self._weigh(request)
         for path in files_of(request):
@@ -245,8 +279,8 @@ class Runs:
             run = Run(request, owner, weight, self._clock(), tag)
             run.address = address
             run.context = contextvars.copy_context()
-            # Else `spaces` would look for the event of Gradio's queue, which ends long before the
-            # run.
+            # Otherwise `spaces` would look for the event of Gradio's queue, which ends long before
+            # the run.
             run.context.run(LocalContext.event_id.set, None)
             self._known[run.id] = run
             self._queue.add(run)
@@ -255,7 +289,7 @@ class Runs:
         return run
 
     def fail(self, mode: str, problem: Problem) -> str:
-        """Note a run that failed before it began, for who asks for it later; return its id."""
+        """Note a run that failed before it began, for whoever asks about it later; return its id."""
         run_id = secrets.token_hex(16)
         entry = runs_journal.Entry(mode, runs_journal.PROCESS, "failed", problem=problem.facts())
         self._journal.write(run_id, entry)
@@ -266,8 +300,8 @@ class Runs:
         with self._lock:
             return self._known.get(run_id) or self._ended.get(run_id)
 
-    def facts(self, run_id: str) -> dict[str, Any]:
-        """Return what there is to know about a run, of an earlier process too; raises StudioError for no such run."""
+    def facts(self, run_id: str) -> RunFacts:
+        """Return the facts of a run of this process or an earlier one; raises StudioError if there is none."""
         with self._lock:
             run = self.find(run_id)
             if run:
@@ -341,7 +375,7 @@ class Runs:
                 run.context.run(LocalContext.request.set, request)
 
     def allow(self, at_once: int) -> None:
-        """Let so many runs go on at the same time, at least one."""
+        """Let so many runs work at the same time, at least one."""
         with self._lock:
             self._at_once = max(at_once, 1)
             self._start_waiting()
@@ -365,7 +399,7 @@ class Runs:
             return list(self._ended.values())
 
     def active(self) -> list[Run]:
-        """Return the runs that wait or go on."""
+        """Return the waiting and the running runs."""
         with self._lock:
             return list(self._known.values())
 
@@ -378,7 +412,7 @@ class Runs:
             return self._queue.order()
 
     def stop(self, seconds: float) -> None:
-        """Cancel everything, refuse what comes, and wait up to `seconds` for the end.
+        """Cancel all runs, refuse new ones, and wait up to `seconds` until none is running.
 
         The journal keeps the runs as they are, so that the next process tells their visitors.
         """
@@ -395,7 +429,7 @@ class Runs:
 
     @contextlib.contextmanager
     def listening(self, run: Run, listener: Callable[[], None]) -> Iterator[None]:
-        """Call `listener` at each news of `run`, from another thread; somebody who listens counts as present."""
+        """Call `listener` at every event of `run`, from another thread; a listening visitor counts as present."""
         with self._lock:
             run.listeners.append(listener)
         try:
@@ -451,8 +485,8 @@ class Runs:
     ) -> None:
         """Raise StudioError if there is no room for a request of this owner, who calls from this address.
 
-        A page makes its owner's name up, so that one visitor could have many; an address may have
-        many visitors.
+        A page invents its owner's name, so one visitor could have many names. Many visitors may share
+        an address.
         """
         goes_at_once = len(self._running) < self._at_once and not len(self._queue)
         if goes_at_once:
@@ -469,31 +503,33 @@ class Runs:
                 limits.MOST_WAITING_OF_AN_ADDRESS,
                 more,
                 bound * limits.OWNERS_OF_AN_ADDRESS,
-                OF_YOUR_ADDRESS,
+                OF_YOUR_NETWORK,
             )
 
     def _check_share(
-        self, waiting: list[Run], most: int, more: float, bound: int, named: tuple[str, str]
+        self, waiting: list[Run], most: int, more: float, bound: int, crowd: Crowd
     ) -> None:
-        """Raise StudioError if `more` minutes beside what is `waiting` are too much, or one more run is."""
-        count, which = named
-        hint = "Wait until one of them has started"
-        if named == YOURS:
-            hint += ", or cancel one"
+        """Raise StudioError if one more run of `more` minutes is too much beside those that are `waiting`.
+
+        There may be `most` of them, and together they may take `bound` minutes.
+        """
         if len(waiting) >= most:
-            message = f"{count.format(most)}, which is the limit."
-            raise StudioError("too_many", message, hint=f"{hint}.")
-        minutes = more + sum(self._seconds(each.request, each.weight) for each in waiting) / 60
+            message = f"{crowd.number.format(most)}, which is the limit."
+            raise StudioError("too_many", message, hint=crowd.hint)
+        minutes = more + sum(self._seconds(run.request, run.weight) for run in waiting) / 60
         if waiting and minutes > bound:
             message = (
-                f"With this, {which} would take about {minutes:.0f} minutes; the limit is {bound}."
+                f"With this, {crowd.subject} would take about {minutes:.0f} minutes; "
+                f"the limit is {bound}."
             )
-            raise StudioError("too_much", message, hint=f"{hint}.")
+            raise StudioError("too_much", message, hint=crowd.hint)
 
     def _seconds(self, request: Request, weight: float) -> float:
         """Estimate the real seconds of a request from those that earlier ones took."""
         paces = self._pace.values()
-        usual = sum(paces) / len(paces) if paces else 1.0
+        usual = 1.0
+        if paces:
+            usual = sum(paces) / len(paces)
         return weight * self._pace.get(request.mode, usual)
 
     def _drop_absent(self) -> None:
@@ -529,7 +565,7 @@ class Runs:
             self._add(run, waiting)
 
     def _place_of(self, run: Run) -> Waiting | None:
-        """Return the present place of `run`; what it was told last may be a while ago."""
+        """Return the present place of `run`; its latest event may be a while ago."""
         if run.state != "waiting":
             return None
         for queued, waiting in self._places():
@@ -548,7 +584,7 @@ class Runs:
         return list(zip(order, places, strict=True))
 
     def _seconds_left(self, run: Run) -> float:
-        """Estimate how long a running run still takes: by those before it, and at least what it says itself."""
+        """Estimate the seconds that a running run still takes, at least those that it reports itself."""
         estimate = self._seconds(run.request, run.weight) - (self._clock() - run.started_at)
         latest = run.events[-1][1] if run.events else None
         reported = getattr(latest, "left", None)
@@ -603,7 +639,7 @@ class Runs:
                     self._end(run, Cancelled(LEFT))
 
     def _note_card(self, run: Run, event: Event) -> None:
-        """Note whether ZeroGPU has lent a card: the first event after the waiting for one comes from there."""
+        """Note that ZeroGPU has lent a card: the first event after the wait for one comes from the card."""
         latest = run.events[-1][1] if run.events else None
         was_lending = getattr(latest, "stage", "") == "lending"
         is_lending = getattr(event, "stage", "") == "lending"
@@ -641,17 +677,17 @@ class Runs:
 
     def _is_prune_due(self) -> bool:
         now = self._clock()
-        self._since_pruned += 1
-        if now - self._pruned_at > PRUNE_SECONDS or self._since_pruned >= PRUNE_RUNS:
+        self._ended_since_pruned += 1
+        if now - self._pruned_at > PRUNE_SECONDS or self._ended_since_pruned >= PRUNE_RUNS:
             self._pruned_at = now
-            self._since_pruned = 0
+            self._ended_since_pruned = 0
             return True
         return False
 
     def _forget_old(self) -> None:
-        """Forget ended runs by age, and beyond `MOST_ENDED` the oldest of whoever has most.
+        """Forget ended runs by age; beyond `MOST_ENDED`, the oldest runs of the caller who has most.
 
-        So a visitor who is away finds the lyrics again, however many calls a program makes meanwhile.
+        So a visitor who comes back finds the lyrics again, however many calls a program has made.
         """
         now = self._clock()
         for run in list(self._ended.values()):
@@ -674,7 +710,7 @@ def _entry(run: Run) -> runs_journal.Entry:
     return runs_journal.Entry(run.request.mode, runs_journal.PROCESS, state, songs, problem)
 
 
-def _facts(run: Run, waiting: Waiting | None) -> dict[str, Any]:
+def _facts(run: Run, waiting: Waiting | None) -> RunFacts:
     progress = _latest(run, Progress)
     draft = _latest(run, Draft)
     record = None
@@ -713,9 +749,9 @@ def _latest(run: Run, kind: type[EventKind]) -> EventKind | None:
 
 def _former_facts(
     run_id: str, entry: runs_journal.Entry, journal: runs_journal.Journal
-) -> dict[str, Any]:
+) -> RunFacts:
     """Return the facts of a run that only the journal knows; its record is in its files."""
-    state = entry.state
+    state = cast(State, entry.state)
     problem = entry.problem
     if entry.is_cut_off():
         state = "cut_off"
@@ -748,7 +784,7 @@ def address(run_id: str, number: int) -> str:
 
 
 def address_of(request: gr.Request | None) -> str:
-    """Return the network address that a request comes from, "" if unknown; a Space's proxy adds it to a header."""
+    """Return the network address that a request comes from, "" if unknown. On a Space a proxy's header has it."""
     if request is None:
         return ""
     forwarded = ""
