@@ -93,18 +93,8 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     pipe = yield from writers.loaded_model(loaded.loaded, loaded.pipeline, seconds)
     with timed(seconds, "loading"):
         yield from selfcheck.song_model(loaded, pipe)
-    notes = _prompt_notes(from_prompt)
-    chosen: tuple[str, ...] = ()
-    known = None
-    if job.settings.kind == "preview":
-        known = song_words.read_words(loaded.current.local_folder)
-    if known is not None:
-        job, chosen, changes = song_words.settle(job, known, choose=plan is None)
-        notes += changes
-        if job.request.sung_lyrics() != INSTRUMENTAL:
-            notes += (tooltips.DID_NOT_SING,)
-        if plan is not None:
-            plan = replace(plan, metadata=song_words.translated(plan.metadata, known))
+    job, plan, chosen, changes = _in_known_words(loaded, job, plan)
+    notes = (*_prompt_notes(from_prompt), *changes)
     acting = lora_apply.reconcile(pipe, job.loras)
     was_half = getattr(pipe.transformer, "half_precision", False)
     for event in run(pipe, job, plan, _listener(loaded, placing)):
@@ -124,6 +114,26 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
             closing = (*_lora_notes(job), *_plan_notes(plan_entry))
             event = replace(event, notes=(*notes, *event.notes, *closing))
         yield event
+
+
+def _in_known_words(
+    loaded: Models, job: Job, plan: Plan | None
+) -> tuple[Job, Plan | None, tuple[str, ...], tuple[str, ...]]:
+    """Put a song of the built-in engine into words that it knows; for other models nothing changes.
+
+    Returns the job, the plan, the details that were chosen for the song, and notes for the visitor.
+    """
+    known = None
+    if job.settings.kind == "preview":
+        known = song_words.read_words(loaded.current.local_folder)
+    if known is None:
+        return job, plan, (), ()
+    job, chosen, notes = song_words.settle(job, known, choose=plan is None)
+    if job.request.sung_lyrics() != INSTRUMENTAL:
+        notes = (*notes, tooltips.DID_NOT_SING)
+    if plan is not None:
+        plan = replace(plan, metadata=song_words.translated(plan.metadata, known))
+    return job, plan, chosen, notes
 
 
 def _prompt_notes(from_prompt: Mapping[str, Any]) -> tuple[str, ...]:

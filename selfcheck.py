@@ -21,6 +21,7 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -288,58 +289,42 @@ def _found_by(loaded: models.Models, work: Iterator[Any]) -> list[Finding]:
 
 
 def song_checks(pipe: Any, kind: str) -> list[Check]:
-    transformer = pipe.transformer
-    near = agreement.bound(transformer.dtype)
-    vae_near = agreement.bound(pipe.vae.dtype)
-    checks = []
-    if kind != "cpu" and _could_be_half(transformer):
-        near = agreement.BOUNDS["float16"]
-        checks.append(
-            Check(
-                "half",
-                near,
-                lambda: _half(pipe),
-                lambda: None,
-                lambda: song_half.use(transformer),
-            )
-        )
-    checks += [
-        Check("windows", near, lambda: _windows(pipe), lambda: _avoid(transformer, "windows")),
-        Check(
-            "condition", near, lambda: _condition(pipe), lambda: _avoid(transformer, "condition")
-        ),
-    ]
-    if _compiled_layer(transformer):
-        checks.append(
-            Check(
-                "compiled", near, lambda: _compiled(transformer), lambda: _no_compiled(transformer)
-            )
-        )
-    if kind == "cpu":
-        checks.append(
-            Check(
-                "pieces",
-                vae_near,
-                lambda: _pieces(pipe),
-                lambda: song_vae.use_stock_layers(pipe.vae),
-            )
-        )
-    checks.append(
-        Check("tiles", vae_near, lambda: _tiles(pipe), lambda: song_vae.use_stock_tiles(pipe.vae))
-    )
-    if kind == song_codec.REFUSING_DEVICE:
-        checks.append(
-            Check(
-                "vae",
-                vae_near,
-                lambda: _vae(pipe),
-                lambda: song_codec.move_to_processor(pipe.vae, "It disagreed with the processor."),
-            )
-        )
+    """Return the checks of the song model on a device of this kind, in the order in which they run."""
+    checks = [*_transformer_checks(pipe, kind), *_vae_checks(pipe, kind)]
     checks.append(Check("repeats", 0.0, lambda: _repeats(pipe), _sum_in_order))
     if kind != "cpu":
         checks.append(Check("cancel", CANCEL_BOUND, lambda: _cancel(pipe), lambda: None))
     return checks
+
+
+def _transformer_checks(pipe: Any, kind: str) -> Iterator[Check]:
+    transformer = pipe.transformer
+    near = agreement.bound(transformer.dtype)
+    if kind != "cpu" and _could_be_half(transformer):
+        near = agreement.BOUNDS["float16"]
+        use_half = partial(song_half.use, transformer)
+        yield Check("half", near, lambda: _half(pipe), lambda: None, use_half)
+    avoid_windows = partial(_avoid, transformer, "windows")
+    yield Check("windows", near, lambda: _windows(pipe), avoid_windows)
+    avoid_condition = partial(_avoid, transformer, "condition")
+    yield Check("condition", near, lambda: _condition(pipe), avoid_condition)
+    if _compiled_layer(transformer):
+        use_plain_layers = partial(_no_compiled, transformer)
+        yield Check("compiled", near, lambda: _compiled(transformer), use_plain_layers)
+
+
+def _vae_checks(pipe: Any, kind: str) -> Iterator[Check]:
+    vae = pipe.vae
+    near = agreement.bound(vae.dtype)
+    if kind == "cpu":
+        use_stock_layers = partial(song_vae.use_stock_layers, vae)
+        yield Check("pieces", near, lambda: _pieces(pipe), use_stock_layers)
+    use_stock_tiles = partial(song_vae.use_stock_tiles, vae)
+    yield Check("tiles", near, lambda: _tiles(pipe), use_stock_tiles)
+    if kind == song_codec.REFUSING_DEVICE:
+        reason = "It disagreed with the processor."
+        use_processor = partial(song_codec.move_to_processor, vae, reason)
+        yield Check("vae", near, lambda: _vae(pipe), use_processor)
 
 
 CANCEL_BOUND = 0.01  # of the memory in use

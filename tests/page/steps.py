@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
+from gradio import utils as gradio_utils
 from playwright.sync_api import Locator, Page, expect
 
 from limits import SCORE_PARTS
@@ -267,3 +268,18 @@ class Tab:
         path = Path(download.value.path()).with_name(download.value.suggested_filename)
         download.value.save_as(path)
         return path
+
+
+def song_without_copy(generate: Tab, fake: Any) -> Path:
+    """Make a song, delete the copy that Gradio serves, and return the file in the output folder."""
+    generate.set("prompt", "type", "a song")
+    generate.made(fake)
+    song = fake.folder / f"song-seed-{100 * fake.songs}.wav"
+    (copy,) = copies_of(song.name)
+    copy.unlink()
+    return song
+
+
+def copies_of(name: str) -> list[Path]:
+    """Return the copies of a take of this name that Gradio serves."""
+    return list(Path(gradio_utils.get_upload_folder()).glob(f"*/{name}"))

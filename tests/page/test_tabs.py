@@ -7,13 +7,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from gradio import utils as gradio_utils
 from playwright.sync_api import Page, expect
 
 import tooltips
 from params import parse_request
 from tests.files import tag_file
-from tests.page.steps import MARKUP, expect_plain, expect_tappable, reload, violations
+from tests.page.steps import (
+    MARKUP,
+    copies_of,
+    expect_plain,
+    expect_tappable,
+    reload,
+    song_without_copy,
+    violations,
+)
 
 
 @pytest.mark.slow
@@ -199,11 +206,11 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     assert Path(cover.made(fake).source).name == f"song-seed-{shanty}.wav"
     # The next visit offers only those whose files still exist.
     name = f"song-seed-{shanty}.wav"
-    for file in (*Path(gradio_utils.get_upload_folder()).glob(f"*/{name}"), fake.folder / name):
+    for file in (*copies_of(name), fake.folder / name):
         file.unlink()
     # The copy that the page got is deleted after a day; the song in the output folder is uploaded then.
     waltz = fake.folder / f"song-seed-{shanty + 100}.wav"
-    (copy,) = Path(gradio_utils.get_upload_folder()).glob(f"*/{waltz.name}")
+    (copy,) = copies_of(waltz.name)
     copy.unlink()
     reload(page)
     edit, latest = tab(page, "edit"), page.locator("#edit-latest").get_by_role("button")
@@ -220,16 +227,11 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
 @pytest.mark.slow
 def test_a_latest_take_that_was_just_deleted_is_no_source(page: Page, fake, tab, forgiven):
     forgiven += ["status of 403", "status of 404"]
-    generate = tab(page, "generate")
-    generate.set("prompt", "type", "a song")
-    generate.made(fake)
-    name = f"song-seed-{100 * fake.songs}.wav"
-    (copy,) = Path(gradio_utils.get_upload_folder()).glob(f"*/{name}")
-    copy.unlink()
+    song = song_without_copy(tab(page, "generate"), fake)
     cover = tab(page, "cover")
     latest = page.locator("#cover-latest")
     expect(latest.get_by_role("button")).to_have_count(1)
-    (fake.folder / name).unlink()
+    song.unlink()
     latest.get_by_role("button").click()
     expect(latest.get_by_role("alert")).to_have_text(tooltips.TAKE_GONE)
     expect(latest.get_by_role("button")).to_have_count(0)

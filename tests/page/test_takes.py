@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from gradio import utils as gradio_utils
 from playwright.sync_api import Locator, Page, expect
 
 import audio_export
@@ -17,7 +16,7 @@ import tooltips
 from events import Done, Failed, Problem
 from status import TimedLyrics
 from tests.page.conftest import LINES, LRC
-from tests.page.steps import expect_tappable, reload
+from tests.page.steps import copies_of, expect_tappable, reload, song_without_copy
 
 SECONDS = 7
 # Keeps what the page does for each media key.
@@ -369,7 +368,7 @@ def test_earlier_takes_stay_in_the_browser_and_are_made_again(page: Page, fake, 
     assert found.value.suggested_filename == f"song-seed-{seed}.wav"
     # Meanwhile the other one's file was deleted.
     name = f"song-seed-{100 * fake.songs}.wav"
-    for file in (*Path(gradio_utils.get_upload_folder()).glob(f"*/{name}"), fake.folder / name):
+    for file in (*copies_of(name), fake.folder / name):
         file.unlink()
     summary.click()
     summary.click()
@@ -424,16 +423,11 @@ def test_calls_of_programs_cost_a_page_nothing_of_what_it_shows(generate, fake, 
 def test_a_take_outlives_its_copy_and_not_its_file(page: Page, fake, tab, forgiven):
     forgiven += ["status of 403", "status of 404"]
     generate = tab(page, "generate")
-    generate.set("prompt", "type", "a song")
-    generate.made(fake)
-    name = f"song-seed-{100 * fake.songs}.wav"
-    song = fake.folder / name
-    (copy,) = Path(gradio_utils.get_upload_folder()).glob(f"*/{name}")
-    copy.unlink()
+    song = song_without_copy(generate, fake)
     play(generate.take()).click()
     page.wait_for_function(f"{AUDIO}.currentTime > 0")
     assert download(generate, "WAV").read_bytes() == song.read_bytes()
-    assert audio_export.read_record(download(generate, "FLAC"))["takes"][0]["name"] == name
+    assert audio_export.read_record(download(generate, "FLAC"))["takes"][0]["name"] == song.name
     generate.way("Use in Cover").click()
     cover = tab(page, "cover")
     expect(cover.field("source").locator("time").last).to_have_text("0:07")
@@ -441,7 +435,7 @@ def test_a_take_outlives_its_copy_and_not_its_file(page: Page, fake, tab, forgiv
     generate = tab(page, "generate")
     generate.made(fake)
     name = f"song-seed-{100 * fake.songs}.wav"
-    for file in (*Path(gradio_utils.get_upload_folder()).glob(f"*/{name}"), fake.folder / name):
+    for file in (*copies_of(name), fake.folder / name):
         file.unlink()
     play(generate.take()).click()
     expect(generate.take()).to_contain_text("This file has been deleted.")
