@@ -1,4 +1,4 @@
-"""The key that programs must send, if ACE_STUDIO_API_KEY names one or, between commas, several.
+"""The key that programs must send if ACE_STUDIO_API_KEY has one, or several between commas.
 
 It guards the official REST API, its chat endpoint and the named endpoints. The page needs none.
 """
@@ -16,13 +16,13 @@ INVALID_TOKEN = "Invalid ai_token"
 
 
 def wanted() -> tuple[str, ...]:
-    """Return the keys of which a program must send one, none if everybody may call."""
+    """Return the accepted keys, none if anybody may call."""
     named = os.environ.get(VARIABLE, "").split(",")
     return tuple(key.strip() for key in named if key.strip())
 
 
 def sent(headers: Mapping[str, str], token: object = None) -> str:
-    """Return the key that a call carries: `ai_token` of its body, Bearer, or bare; "" for none."""
+    """Return the key of a call, "" for none: `ai_token` in its body, or the Authorization header."""
     if isinstance(token, str) and token:
         return token
     header = headers.get("authorization", "").strip()
@@ -32,7 +32,7 @@ def sent(headers: Mapping[str, str], token: object = None) -> str:
 
 
 def problem(headers: Mapping[str, str], token: object = None) -> str:
-    """Return why a call may not go on, "" if it may."""
+    """Return why a call is refused for its key, "" if it is not."""
     keys = wanted()
     key = sent(headers, token)
     if not keys or any(hmac.compare_digest(key.encode(), each.encode()) for each in keys):

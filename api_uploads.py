@@ -1,10 +1,10 @@
-"""Uploads: forms with files, measured while they arrive; one file a request in place of Gradio's own route.
+"""Uploads: forms with files, limited while they arrive. The page's own replace Gradio's route, one file a request.
 
 Gradio keeps a text field in memory whatever its size, takes a thousand files of any size in one
-request, and leaves what an upload that breaks off has written. Here a file is written into the folder
-that Gradio serves and stays there only if it arrived whole. Callers notice no difference: the field
-is `files`, the answer is a list with its path. The official REST API reads its forms here, too, by
-`Rules` of its own.
+request, and leaves behind what an upload that breaks off has written. Here a file is written into the
+folder that Gradio serves, and stays there only if it arrived whole. Callers notice no difference: the
+field is `files`, and the answer is a list with its path. The official REST API reads its forms here
+too, by `Rules` of its own.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ import served
 from limits import MOST_NAME_LETTERS
 from lora_format import MAX_FILE_BYTES
 
-MAX_TEXT_BYTES = 1_000_000  # of all parts that are no file, which nobody reads
+MAX_TEXT_BYTES = 1_000_000  # of all parts that are not files; nobody reads them
 LORA_ENDINGS = (".safetensors", ".zip")
 FIELD = "files"
 PIECE_BYTES = 2**20  # written at a time
 MOST_AT_ONCE = 32
-# A body may arrive slowly, but it has to go on.
+# A body may arrive slowly, but it has to keep arriving.
 SILENT_SECONDS = 30.0
 GRACE_SECONDS = 60.0
 LEAST_BYTES_A_SECOND = 1_000
 MOST_KNOWN = 500  # uploads whose progress is remembered
 ASK_SECONDS = 0.1  # between two looks at the progress of an upload
-UNKNOWN_SECONDS = 3.0  # until an upload that nobody has begun is none
+UNKNOWN_SECONDS = 3.0  # until an upload that has not begun counts as unknown
 HEARTBEAT_SECONDS = 15.0
 
 ONE_FILE = (
@@ -74,16 +74,15 @@ def most_bytes(name: str) -> int:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a form may hold: by default one file in the field `files`, and text that nobody reads."""
+    """What a form may hold: by default one file in the field `files`, and text, which is ignored."""
 
     fields: tuple[str, ...] = (FIELD,)  # whose files are kept
-    only_one: bool = (
-        True  # file, and there has to be one; else files of other fields are passed over
-    )
+    # Whether there must be exactly one file; if not, files of other fields are ignored.
+    only_one: bool = True
     most_bytes: Callable[[str], int] = most_bytes  # of a file of this name
     most_bytes_in_all: Callable[[], int] = lambda: MAX_FILE_BYTES + MAX_TEXT_BYTES
     most_text_bytes: int = MAX_TEXT_BYTES
-    most_texts: int = 0  # which are kept
+    most_texts: int = 0  # how many text fields are kept
     unreadable: str = UNREADABLE
     too_large: str = TOO_LARGE
     too_much_text: str = TOO_MUCH_TEXT
@@ -125,7 +124,7 @@ def _one_more() -> Iterator[None]:
 async def take_in(
     scope: Scope, receive: Receive, rules: Rules, arrival: Arrival | None = None
 ) -> Form:
-    """Return the form in a request, its files written as they arrive; raises HTTPException if it breaks the rules."""
+    """Return the form in a request, its files written as they arrive; raises HTTPException if it breaks a rule."""
     with _one_more():
         incoming = Incoming(_boundary(Headers(scope=scope), rules), rules, arrival or Arrival())
         try:
@@ -288,7 +287,7 @@ class _Sent:
 
 
 class Incoming:
-    """One multipart body on its way into files; what it may not hold raises HTTPException."""
+    """One multipart body on its way into files; raises HTTPException for what the rules forbid."""
 
     def __init__(self, boundary: bytes, rules: Rules, arrival: Arrival):
         self.rules = rules
@@ -313,7 +312,7 @@ class Incoming:
         self._value = b""
         self._disposition = b""
         self._sent: list[_Sent] = []
-        self._file: _Sent | None = None  # to which the part belongs that is arriving
+        self._file: _Sent | None = None  # the file that is arriving, if the part is a file
         self._text_name: str | None = None
         self._text = bytearray()
         self._texts: dict[str, str] = {}
@@ -329,7 +328,7 @@ class Incoming:
         self._parser.write(chunk)
 
     def write(self) -> None:
-        """Write what has arrived; it is called in a thread."""
+        """Write what has arrived. Called in a thread."""
         for sent in self._sent:
             if sent.pieces or sent.file is None:
                 sent.write()
@@ -428,7 +427,7 @@ class Incoming:
 
 
 def file_name(sent: str) -> str:
-    """Return the name for a file that a caller calls `sent`, without any folder."""
+    """Return a safe name for a file that its sender calls `sent`, without any folder."""
     last = re.split(r"[\\/]", sent)[-1]
     name = strip_invalid_filename_characters(last)
     if not name.strip(". "):

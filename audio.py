@@ -284,7 +284,7 @@ def _measure(data: mmap.mmap, recording: Recording) -> _Length:
         _check_rate(rate)
         promised = _promised_frames(file, recording)
         frames = _count_frames(file, recording, promised)
-    # A recording that goes on after its promised end does not end with the encoder's padding.
+    # A recording that continues after its promised end does not end with the encoder's padding.
     if promised is not None and frames - recording.spare <= promised:
         frames = max(frames - recording.spare, 0)
     found = recording.found or frames / rate

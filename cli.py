@@ -333,7 +333,7 @@ def self_check(studio: Any) -> str:
 
 
 def prove() -> int:
-    """Check every path that the models here can take, anew; print a report, and return 1 if something disagrees."""
+    """Check again every path that these models can take; print a report, and return 1 if something disagrees."""
     bootstrap.bootstrap()
     import backend
     import selfcheck

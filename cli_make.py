@@ -273,7 +273,7 @@ def _events_of(job: Any, mode: str) -> Iterator[Event]:
         yield Done(tuple(files), record)
 
 
-# --- what is said and written ---------------------------------------------------------------------
+# --- messages and files ---------------------------------------------------------------------
 
 
 def last_of(events: Iterator[Event], quiet: bool) -> Done:

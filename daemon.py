@@ -165,7 +165,7 @@ class Daemon:
         self.ended.set()
 
     def stop(self) -> None:
-        """Cancel what goes on, and start nothing any more."""
+        """Cancel what is running, and start nothing new."""
         with self._news:
             self._stopping = True
             self._waiting.clear()
@@ -467,7 +467,7 @@ def main() -> None:
 
 
 def end(daemon: Daemon) -> None:
-    """Cancel what goes on, wait for it to tidy up, and end the process."""
+    """Cancel what is running, wait until it has tidied up, and end the process."""
     # Whoever reads standard error may have stopped, and then its last lines are never written.
     timer = threading.Timer(STOP_SECONDS + LAST_SECONDS, os._exit, (0,))
     timer.daemon = True

@@ -654,7 +654,7 @@ def fallback_note(before: str, after: str) -> str:
 
 
 def too_large(song: Song | None) -> Problem:
-    """Return the problem of a job that ran out of memory for good; the hint halves its working memory."""
+    """Return the problem of a job that no plan could fit; its hint halves the working memory."""
     changes = ""
     if song:
         changes = estimate.smaller(song, lambda less: song_bytes(less) <= song_bytes(song) / 2)

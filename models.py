@@ -345,7 +345,7 @@ class Models:
             pass
 
     def refreshing(self) -> Iterator[Progress]:
-        """Do what `refresh` does, and yield progress at every beat while the current job goes on."""
+        """Do what `refresh` does, and yield progress at every beat while the current job is running."""
         weights = find_weights()
         self._found.clear()
         if weights != self.weights:

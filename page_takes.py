@@ -394,7 +394,7 @@ def timing(made: Made) -> AlignRequest:
 
 
 def with_file(made: Made, result: ResultPanel) -> Made:
-    """Return the take with its file, copied anew if that is gone; raises StudioError if the song was deleted."""
+    """Return the take with its file, copied again if the copy is gone; raises StudioError if the song was deleted."""
     if Path(made.file).is_file():
         return made
     try:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 
 CODES_PER_SECOND = 5
-# How phase 2 is worded, for the record: a plan made with another layout cannot be drawn again.
+# The form of the prompt of phase 2, for the record: a plan made with another one cannot be drawn again.
 # Plans without a name were made with a closed turn, and kept caption and lyrics in the
 # unconditional prompt.
 LAYOUT = "open turn"

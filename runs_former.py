@@ -1,8 +1,8 @@
-"""A song that this process does not hold any more, put together from its files and their records.
+"""A song that this process no longer holds, put together from its files and their records.
 
-The journal names the files of a run, and each file carries the record. What a record does not hold
-is an upload: the request that is built from it names a file that is not there, so that whoever
-makes the song again is told so.
+The journal names the files of a run, and each file carries the record. A record has no uploads, so
+the rebuilt request names a file that does not exist: a visitor who makes the song again gets a
+sentence about it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from events import Done, StudioError
 from params import AUDIO_FIELDS, SongRequest, parse_request
 from runs import Runs
 
-GONE = "gone"  # a folder that is never made, and in it the uploads of songs that were made before
+GONE = "gone"  # a folder that never exists, where the uploads of former songs are said to be
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Former:
 
 
 def song_of(runs: Runs, run_id: str) -> Former | None:
-    """Return what is left of the song of a run, None if that is nothing with a record in it."""
+    """Return what is left of the song of a run, None if no file with a record is."""
     found: dict[int, dict[str, Any]] = {}
     copies: list[str] = []
     for number, path in runs.kept(run_id).items():
-        # One that somebody has put in its place, or has just deleted, is no take of this run.
+        # A file that somebody has replaced, or has just deleted, is not a take of this run.
         with contextlib.suppress(OSError, TypeError, KeyError, ValueError):
             record = audio_export.read_record(path) or {}
             (entry,) = record["takes"]
@@ -60,7 +60,7 @@ def copy_of(path: Path) -> str:
 
 
 def _request_of(record: Mapping[str, Any]) -> SongRequest | None:
-    """Return the request that a record tells of, None if it is not one of a song."""
+    """Return the request in a record, None if it is not one of a song."""
     with contextlib.suppress(StudioError, KeyError, TypeError, ValueError):
         asked = dict(record["request"])
         options = dict(asked["options"])

@@ -1,7 +1,7 @@
 """What remains of a run after a restart of the studio: one small file per run, beside the songs.
 
-A file says whether its run was still going, and otherwise how it ended and which songs it left, but
-not a word that a visitor wrote. So a restarted studio knows that a run was cut off, and finds the
+A file says whether its run was still going, or how it ended and which songs it left, but contains no
+word that a visitor wrote. So a restarted studio knows that a run was cut off, and finds the
 takes of earlier runs as long as they are in the output folder. A studio that cannot write there
 works without it.
 """
@@ -25,7 +25,7 @@ log = logging.getLogger("studio")
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 FOLDER = ".runs"
 DAY = 86_400
-# How long the file of a run without songs is kept, which says that it failed or was cut off, and how many at most.
+# How long, and how many, files of runs without songs are kept; they say that a run failed or was cut off.
 KEEP_DAYS = 2
 MOST_WITHOUT_SONGS = 500
 MOST_BYTES = 100_000  # of the file of a run
@@ -45,7 +45,7 @@ class Entry:
     problem: dict[str, str] | None = None
 
     def is_sound(self) -> bool:
-        """Return whether the values, which may come from a file that somebody has changed, are of these types."""
+        """Return whether the values have these types; they may come from a file that somebody has changed."""
         texts = [self.mode, self.process, self.state, *self.songs]
         if self.problem is not None:
             if not isinstance(self.problem, dict):
@@ -99,7 +99,7 @@ class Journal:
             self._path(run_id).unlink()
 
     def song(self, name: str) -> Path | None:
-        """Return the file of a song, None if it is gone or became a link, which may lead anywhere."""
+        """Return the file of a song, None if it is gone or has become a link, which could lead anywhere."""
         path = self._songs() / Path(name).name
         return path if path.is_file() and not path.is_symlink() else None
 

@@ -1,4 +1,4 @@
-"""The order in which waiting runs start: one run of each owner in turn, so that nobody's fifty songs delay others'.
+"""The order in which waiting runs start: one of each owner in turn, so that one owner's fifty songs delay nobody else.
 
 Nothing here knows what a run does: it has an owner, and takes some seconds.
 """
@@ -29,7 +29,7 @@ class FairQueue:
         self._lines.setdefault(run.owner, deque()).append(run)
 
     def take(self) -> Any:
-        """Return the next run, which leaves the queue; None if nothing waits. Its owner's next turn comes last."""
+        """Take out the next run and return it, None if nothing waits. Its owner goes to the end of the line."""
         if not self._lines:
             return None
         owner = next(iter(self._lines))

@@ -265,7 +265,7 @@ def _switch_off(loaded: models.Models, check: Check, finding: Finding) -> None:
 
 
 def everything(loaded: models.Models, placing: model_memory.Placing) -> Iterator[Finding]:
-    """Check all that the models here can do, anew, and yield what is found; raises StudioError without a song model."""
+    """Check again every path that these models can take; raises StudioError without a song model."""
     forget(loaded)
     device = loaded.device()
     for name in model_memory.plans_on(device):

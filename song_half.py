@@ -5,7 +5,7 @@ XL's activations are too large for float16.
 1. What enters the residual stream is divided by 64. The norms that read the stream undo that, once
    their epsilon is divided by 64 squared.
 2. Attention scales its queries, through their norm's weight, in place of its scores.
-3. The condition encoder, whose lyric encoder has the largest numbers of all, goes on computing in
+3. The condition encoder, whose lyric encoder has the largest numbers of all, still computes in
    float32; it runs once a song.
 
 In float32 the first changes nothing, because 64 is a power of two, and the second only rounding. The

@@ -625,7 +625,7 @@ def once(target: Target) -> int:
 def lasting(
     target: Target, process: psutil.Process, folder: Path, minutes: float, pause: float
 ) -> Iterator[dict[str, float]]:
-    """Yield a line of facts each minute while attacks go on, the first before them."""
+    """Yield a line of facts each minute while the attacks continue, the first before them."""
     draw = random.Random(7)
     begun = time.monotonic()
     minutes_passed = 0

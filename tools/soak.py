@@ -286,7 +286,7 @@ def _check_room(text: str) -> None:
 
 
 def _detached(client: httpx.Client, draw: random.Random) -> str:
-    """Return the id of a run that goes on by itself."""
+    """Return the id of a run that continues by itself."""
     text = client.get(_start(client, draw, detach=True)).text
     _check_room(text)
     found = re.search(r"[0-9a-f]{32}", text.partition("event: complete")[2])

@@ -2,8 +2,8 @@
 
 Makes songs from held-out prompts, as the studio makes them, and measures them (`listening`): tempo, key, style,
 silence, clipping, speed; what the VAE loses; whether a repaint keeps the tempo of its surroundings and an extension
-goes on in tempo and key. The column "ruler" says what the same measurement finds in rendered pieces, where the truth is
-known: no engine can be expected to do better. `--gate` ends with an error where the weights must not be shipped.
+continues in tempo and key. The column "ruler" has the same measurement of rendered pieces, where the truth
+is known: no engine can be expected to do better. `--gate` ends with an error where the weights must not be shipped.
 """
 
 from __future__ import annotations

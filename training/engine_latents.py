@@ -176,7 +176,7 @@ def random_events(rng: np.random.Generator, ticks: int) -> Events:
     return Events(arrays, hits, players, str(rng.choice(KITS)))
 
 
-# --- what is said about a piece -----------------------------------------------------------------------------------
+# --- descriptions of a piece -----------------------------------------------------------------------------------
 
 
 def features_of(score: Score, frames: int) -> np.ndarray:
