@@ -54,7 +54,8 @@ SHAPES = {
 LAYERS = {"xl": 32, "middle": 8, "small": 4}
 PREVIEW = "preview"
 CHOICES = (*SHAPES, PREVIEW)
-CONDITION_TOKENS, FRAMES_PER_SECOND = 600, 25
+CONDITION_TOKENS = 600
+FRAMES_PER_SECOND = 25
 
 
 @dataclass
@@ -101,9 +102,11 @@ def bench(
             "studio": partial(studio_step, transformer, inputs, True),
         }
         results = {side: step() for side, step in sides.items()}
-        if compiled and (thread := transformer.compiled.warm_up()):
-            thread.join()
-            results["studio"] = studio_step(transformer, inputs, True)
+        if compiled:
+            thread = transformer.compiled.warm_up()
+            if thread:
+                thread.join()
+                results["studio"] = studio_step(transformer, inputs, True)
         far = float(
             (results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max()
         )
@@ -191,7 +194,8 @@ def build(
 
 def inputs_of(transformer: Any, frames: int, takes: int) -> Inputs:
     """Return random inputs; the takes share their condition."""
-    config, like = transformer.config, transformer.proj_out_conv.weight
+    config = transformer.config
+    like = transformer.proj_out_conv.weight
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=like.device, dtype=like.dtype)
@@ -223,7 +227,8 @@ def stock_vae(vae: Any) -> Iterator[None]:
         module: vars(module).pop("forward") for module in vae.modules() if "forward" in vars(module)
     }
     overlaps = vae.tile_latent_overlap, vae.tile_sample_overlap
-    vae.tile_latent_overlap, vae.tile_sample_overlap = 64, 2 * vae.config.sampling_rate
+    vae.tile_latent_overlap = 64
+    vae.tile_sample_overlap = 2 * vae.config.sampling_rate
     try:
         yield
     finally:

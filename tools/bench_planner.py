@@ -43,7 +43,9 @@ SHAPES = {
         "num_attention_heads": 32,
     },
 }
-VOCABULARY, FIRST_CODE, CODES = 217_216, 151_669, 64_000
+VOCABULARY = 217_216
+FIRST_CODE = 151_669
+CODES = 64_000
 PROMPT_TOKENS = 600
 COPIES = 5
 
@@ -60,7 +62,8 @@ def bench(dimensions: str, seconds: list[float], runs: int) -> Iterator[Row]:
     limit = copy_bandwidth(kind) / weights_read(model, len(codes))
     for length in seconds:
         for takes in (1, 4):
-            pairs, count = [], planner.codes_needed(length)
+            pairs = []
+            count = planner.codes_needed(length)
             for _ in range(runs + 1):
                 with _stock():
                     theirs = steps_per_second(model, codes, count, takes)
@@ -91,11 +94,9 @@ class StockLayers:
         import torch
         from transformers import DynamicCache
 
-        self._body, self._cache, self.position = (
-            model.get_decoder(),
-            DynamicCache(config=model.config),
-            0,
-        )
+        self._body = model.get_decoder()
+        self._cache = DynamicCache(config=model.config)
+        self.position = 0
         self._places = torch.arange(length, device=model.device)
         self._pads = torch.tensor(pads, device=model.device)[:, None]
 
@@ -103,7 +104,8 @@ class StockLayers:
         """Read `tokens` [rows, n]; returns the last hidden states [rows, size]."""
         import torch
 
-        begin, self.position = self.position, self.position + tokens.shape[1]
+        begin = self.position
+        self.position = self.position + tokens.shape[1]
         with torch.no_grad():
             states = self._body(
                 input_ids=tokens,
@@ -118,7 +120,8 @@ class StockLayers:
 @contextlib.contextmanager
 def _stock() -> Iterator[None]:
     ours = planner_decoding.CachedLayers, planner_decoding.RECORDED
-    planner_decoding.CachedLayers, planner_decoding.RECORDED = StockLayers, set()
+    planner_decoding.CachedLayers = StockLayers
+    planner_decoding.RECORDED = set()
     try:
         yield
     finally:
@@ -127,7 +130,8 @@ def _stock() -> Iterator[None]:
 
 def weights_read(model: Any, codes: int) -> int:
     """Return the bytes of weights that a step reads: all layers, and the rows of the output layer for the codes."""
-    body, head = model.get_decoder(), model.get_output_embeddings().weight
+    body = model.get_decoder()
+    head = model.get_output_embeddings().weight
     embedding = model.get_input_embeddings().weight
     layers = sum(p.numel() * p.element_size() for p in body.parameters() if p is not embedding)
     return layers + codes * head.shape[1] * head.element_size()
@@ -139,7 +143,8 @@ def copy_bandwidth(kind: str) -> float:
 
     size = 2**31 if kind == "cuda" else 2**28
     source = torch.ones(size, dtype=torch.uint8, device=kind)
-    target, best = torch.empty_like(source), 0.0
+    target = torch.empty_like(source)
+    best = 0.0
     for _ in range(COPIES):
         started = time.perf_counter()
         target.copy_(source)

@@ -39,7 +39,8 @@ def main(arguments: argparse.Namespace) -> None:
     gpu_ray.pool.start(backend.worker_status)
     try:
         while len(gpu_ray.pool.workers()) < WORKERS:
-            if problem := gpu_ray.pool.problem:
+            problem = gpu_ray.pool.problem
+            if problem:
                 sys.exit(problem.text())
             time.sleep(0.2)
         print(f"{arguments.steps} steps, {WORKERS} workers with one thread each")

@@ -172,14 +172,10 @@ def write_song_model(folder: Path, layers: int) -> None:
         folder / "scheduler"
     )
     classes = {
-        **{
-            "transformer": ("diffusers", "AceStepTransformer1DModel"),
-            "vae": ("diffusers", "AutoencoderOobleck"),
-        },
-        **{
-            "text_encoder": ("transformers", "Qwen3Model"),
-            "tokenizer": ("transformers", "Qwen2Tokenizer"),
-        },
+        "transformer": ("diffusers", "AceStepTransformer1DModel"),
+        "vae": ("diffusers", "AutoencoderOobleck"),
+        "text_encoder": ("transformers", "Qwen3Model"),
+        "tokenizer": ("transformers", "Qwen2Tokenizer"),
         "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
         "condition_encoder": ("ace_step", "AceStepConditionEncoder"),
         "audio_tokenizer": ("ace_step", "AceStepAudioTokenizer"),

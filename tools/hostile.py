@@ -33,10 +33,24 @@ SECONDS = 60.0
 CLOSED = 0  # in place of a status: the studio closed the connection without an answer
 MULTIPART = "multipart/form-data; boundary=x"
 EVERYTHING_ELSE = (
-    *("login_check", "token", "user", "monitoring/summary", "dev/reload", "startup-events"),
-    *("queue/status", "app_id", "custom_component/x/client/component/index.js", "svelte/x"),
-    *("static/../../app.py", "assets/..%2f..%2fapp.py", "theme.css", "robots.txt"),
-    *("manifest.json", "pwa_icon", "config/", "gradio_api/info?page=x&all_endpoints=true"),
+    "login_check",
+    "token",
+    "user",
+    "monitoring/summary",
+    "dev/reload",
+    "startup-events",
+    "queue/status",
+    "app_id",
+    "custom_component/x/client/component/index.js",
+    "svelte/x",
+    "static/../../app.py",
+    "assets/..%2f..%2fapp.py",
+    "theme.css",
+    "robots.txt",
+    "manifest.json",
+    "pwa_icon",
+    "config/",
+    "gradio_api/info?page=x&all_endpoints=true",
 )
 
 

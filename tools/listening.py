@@ -14,7 +14,8 @@ from limits import SAMPLE_RATE
 
 LISTENING_RATE = 24_000
 HOP = 240
-SLOWEST, FASTEST = 40.0, 220.0
+SLOWEST = 40.0
+FASTEST = 220.0
 # How well each degree fits, from the tonic up: Krumhansl & Kessler 1982, "Tracing the dynamic changes in perceived
 # tonal organization in a spatial representation of musical keys", Psychological Review 89.
 PROFILES = {
@@ -138,17 +139,16 @@ def traits(samples: np.ndarray) -> np.ndarray:
     sharp = strength / max(float(strength.mean()), 1e-9)
     spectrum = np.abs(np.fft.rfft(sharp - sharp.mean(), 4096))[1:400]
     bands = [float(np.log1p(part.sum())) for part in np.array_split(spectrum, 16)]
-    middle, side = samples.mean(axis=0), samples[0] - samples[1]
+    middle = samples.mean(axis=0)
+    side = samples[0] - samples[1]
     width = float(np.log10((side.std() + 1e-6) / (middle.std() + 1e-6)))
     crest = float(np.log10((np.abs(mono).max() + 1e-6) / (mono.std() + 1e-6)))
     flat = librosa.feature.spectral_flatness(S=power + 1e-12, power=1.0)
     return np.concatenate(
         [
-            *(
-                timbre.mean(axis=1),
-                timbre.std(axis=1),
-                np.abs(np.diff(timbre, axis=1)).mean(axis=1),
-            ),
+            timbre.mean(axis=1),
+            timbre.std(axis=1),
+            np.abs(np.diff(timbre, axis=1)).mean(axis=1),
             bands,
             [
                 width,
@@ -185,7 +185,8 @@ def train_classifier(features: np.ndarray, styles: list[str], decay: float = 0.0
     import torch
 
     names = tuple(sorted(set(styles)))
-    mean, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
+    mean = features.mean(axis=0)
+    spread = features.std(axis=0) + 1e-6
     x = torch.from_numpy((features - mean) / spread).double()
     x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.double)], dim=1)
     y = torch.tensor([names.index(style) for style in styles])

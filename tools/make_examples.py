@@ -28,7 +28,8 @@ from page_generate import SOUNDS
 from params import parse_request
 from record import Stored
 
-SECONDS, SEED = 20, 7
+SECONDS = 20
+SEED = 7
 MP3 = {
     "format": "MP3",
     "subtype": "MPEG_LAYER_III",
@@ -52,7 +53,8 @@ def make(name: str) -> dict[str, object]:
     slug = re.sub(
         r"\W+", "-", unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     )
-    sound, picture = SOUNDS / f"{slug}.mp3", SOUNDS / f"{slug}.webp"
+    sound = SOUNDS / f"{slug}.mp3"
+    picture = SOUNDS / f"{slug}.webp"
     soundfile.write(sound, samples.mean(axis=0), SAMPLE_RATE, **MP3)
     if sound.stat().st_size > MOST_BYTES:
         raise ValueError(

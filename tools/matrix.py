@@ -30,7 +30,8 @@ from limits import parse_key
 from tools.listening import rank_keys, tempo_error
 
 URL = "http://127.0.0.1:7860"
-TEMPOS, KEYS = (90, 120, 140), ("C major", "A minor")
+TEMPOS = (90, 120, 140)
+KEYS = ("C major", "A minor")
 PROMPT = "tight drums, electric bass, bright piano chords"
 NEW_PROMPT = "brass section, congas, live room"
 OVERLAP = 1.0
@@ -50,7 +51,8 @@ class Task:
 
 def tasks_for(seconds: float) -> dict[str, Task]:
     """Return every task for a source of `seconds`; the repaint is of its middle third."""
-    start, end = round(seconds / 3, 3), round(2 * seconds / 3, 3)
+    start = round(seconds / 3, 3)
+    end = round(2 * seconds / 3, 3)
     repaint = {"prompt": NEW_PROMPT, "start": start, "end": end}
     extend = {"after": seconds / 2, "options": {"overlap": OVERLAP}}
     return {
@@ -73,10 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         client = Client(given.url, verbose=False, analytics_enabled=False, download_files=folder)
         try:
-            text, failed = "", False
+            text = ""
+            failed = False
             for line in table(client, given):
                 print(line, flush=True)
-                text, failed = f"{text}{line}\n", failed or " failed: " in line
+                text = f"{text}{line}\n"
+                failed = failed or " failed: " in line
         finally:
             client.close()
     if given.out:
@@ -149,7 +153,8 @@ def table(client: Client, given: argparse.Namespace) -> Iterator[str]:
                 try:
                     path, cells = measured(client, studio, tasks[name], words, source, given.steps)
                 except Exception as error:
-                    path, cells = None, [f" failed: {_one_line(error)}"]
+                    path = None
+                    cells = [f" failed: {_one_line(error)}"]
                 source = source or path
                 if name in given.task or path is None:
                     yield _row([bpm, key, name, facts["tasks"].get(name, ""), *cells])

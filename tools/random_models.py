@@ -40,7 +40,8 @@ VOCABULARY = 4_200
 LATENT_CHANNELS = 6
 SILENCE_FRAMES = 15_000
 DOWNSAMPLING = (2, 4, 4, 6, 10)
-SIZE, TEXT_SIZE = 96, 48
+SIZE = 96
+TEXT_SIZE = 48
 PLANNER_CODES = 1_000
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -117,7 +118,8 @@ def make_tokenizer(family: Family | None = None, marks: tuple[str, ...] = ()) ->
     )
     tokenizer.model_max_length = 131_072
     if family:
-        tokenizer.eos_token, tokenizer.chat_template = turn_end, TEMPLATES[family]
+        tokenizer.eos_token = turn_end
+        tokenizer.chat_template = TEMPLATES[family]
     else:
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {end}",
@@ -194,20 +196,27 @@ def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, n
 
     condition_size = 64 if xl else SIZE
     conditions = {
-        **{
-            "hidden_size": condition_size,
-            "intermediate_size": 2 * condition_size,
-            "text_hidden_dim": TEXT_SIZE,
-        },
-        **{"timbre_hidden_dim": LATENT_CHANNELS, **ATTENTION, "head_dim": 16},
-        **{"num_lyric_encoder_hidden_layers": 2, "num_timbre_encoder_hidden_layers": 2},
+        "hidden_size": condition_size,
+        "intermediate_size": 2 * condition_size,
+        "text_hidden_dim": TEXT_SIZE,
+        "timbre_hidden_dim": LATENT_CHANNELS,
+        **ATTENTION,
+        "head_dim": 16,
+        "num_lyric_encoder_hidden_layers": 2,
+        "num_timbre_encoder_hidden_layers": 2,
     }
     transformer = {
-        **{"hidden_size": SIZE, "intermediate_size": 2 * SIZE, "num_hidden_layers": 2},
-        **{"num_attention_heads": 2, "num_key_value_heads": 1},
+        "hidden_size": SIZE,
+        "intermediate_size": 2 * SIZE,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
         "head_dim": 64 if xl else 48,  # the XL models' queries are wider than their hidden states
-        **{"in_channels": 3 * LATENT_CHANNELS, "audio_acoustic_hidden_dim": LATENT_CHANNELS},
-        **{"encoder_hidden_size": condition_size, "is_turbo": False, "model_version": "sft"},
+        "in_channels": 3 * LATENT_CHANNELS,
+        "audio_acoustic_hidden_dim": LATENT_CHANNELS,
+        "encoder_hidden_size": condition_size,
+        "is_turbo": False,
+        "model_version": "sft",
     }
     codes = {
         "hidden_size": 48,
@@ -236,11 +245,14 @@ def _vae(generator: torch.Generator) -> tuple[nn.Module, torch.Tensor]:
     from diffusers import AutoencoderOobleck
 
     shape = {
-        "encoder_hidden_size": 2
-        * LATENT_CHANNELS,  # its last layer gives a mean and a spread for each channel
-        **{"downsampling_ratios": list(DOWNSAMPLING), "channel_multiples": [1, 2, 2, 4, 4]},
-        **{"decoder_channels": 4, "decoder_input_channels": LATENT_CHANNELS},
-        **{"audio_channels": 2, "sampling_rate": 48_000},
+        # The encoder's last layer gives a mean and a spread for each channel.
+        "encoder_hidden_size": 2 * LATENT_CHANNELS,
+        "downsampling_ratios": list(DOWNSAMPLING),
+        "channel_multiples": [1, 2, 2, 4, 4],
+        "decoder_channels": 4,
+        "decoder_input_channels": LATENT_CHANNELS,
+        "audio_channels": 2,
+        "sampling_rate": 48_000,
     }
     vae = filled(lambda: AutoencoderOobleck(**shape), generator)
     # Kernels whose taps sum to zero block constants: a steady offset would count as sound but be inaudible.
@@ -356,7 +368,8 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -
     tokenizer = make_tokenizer(
         family, (*THINK, *(f"<|audio_code_{number}|>" for number in range(audio_codes)))
     )
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    eos = tokenizer.eos_token_id
     shape = _qwen_shape(len(tokenizer), TEXT_SIZE, layers=2)
     # If input and output shared one matrix, a model without learnt layers would repeat its last token.
     shape |= {

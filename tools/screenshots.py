@@ -43,12 +43,10 @@ _QUIET = """() => new Promise((done) => {
 })"""
 # The example chip that fills each tab.
 CHIPS = {
-    **{
-        "generate": "Folk duet",
-        "cover": "As a lo-fi piece",
-        "extend": "Another verse",
-        "edit": "A solo in the middle",
-    },
+    "generate": "Folk duet",
+    "cover": "As a lo-fi piece",
+    "extend": "Another verse",
+    "edit": "A solo in the middle",
     "lyrics": "A lighthouse",
 }
 FOLDS = ("details", "advanced", "loras-fold")
@@ -145,7 +143,8 @@ def walk(
     ended = part("progress").locator('[data-state="stopped"], [data-state="done"]')
     ended.wait_for()
     # A quick writer may be done by then.
-    if stopped := ended.get_attribute("data-state") == "stopped":
+    stopped = ended.get_attribute("data-state") == "stopped"
+    if stopped:
         settle(page)
         yield "cancelled"
     fast(page, mode)

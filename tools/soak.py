@@ -49,8 +49,20 @@ PAGE_SECONDS = 30
 MOST_TYPES = 12  # of objects that have grown most since the half
 ROW = "{:>6} {:>7} {:>6} {:>7} {:>8} {:>8} {:>5} {:>7} {:>5} {:>4} {:>7} {:>5} {:>4} {:>5}"
 NAMES = (
-    *("done", "seconds", "MB", "used", "objects", "sessions", "ended"),
-    *("threads", "files", "jobs", "journal", "songs", "page", "other"),
+    "done",
+    "seconds",
+    "MB",
+    "used",
+    "objects",
+    "sessions",
+    "ended",
+    "threads",
+    "files",
+    "jobs",
+    "journal",
+    "songs",
+    "page",
+    "other",
 )
 
 
@@ -137,8 +149,16 @@ class _MallInfo(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_size_t)
         for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
         )
     )
 
@@ -306,8 +326,12 @@ def _left_in_its_events(client: httpx.Client, draw: random.Random) -> None:
 
 
 LEAVING: tuple[Callable[[httpx.Client, random.Random], object], ...] = (
-    *(_listened_to, _hung_up_on, _hung_up_on),
-    *(_detached, _cancelled, _left_in_its_events),
+    _listened_to,
+    _hung_up_on,
+    _hung_up_on,
+    _detached,
+    _cancelled,
+    _left_in_its_events,
 )
 
 

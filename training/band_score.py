@@ -135,7 +135,9 @@ def compose(
     drawn_bpm = round(slowest + (fastest - slowest) * (0.6 * rng.random() + 0.2 * energy))
     drawn_key = f"{rng.choice(NOTE_NAMES[rng.integers(12)])} {'minor' if rng.random() < how.minor else 'major'}"
     drawn_beats = int(rng.choice(how.beats))
-    bpm, key, beats = bpm or drawn_bpm, key or drawn_key, beats or drawn_beats
+    bpm = bpm or drawn_bpm
+    key = key or drawn_key
+    beats = beats or drawn_beats
     if not BPM_RANGE[0] <= bpm <= BPM_RANGE[1] or beats not in (3, 4):
         raise ValueError(
             f"The band plays {BPM_RANGE[0]} to {BPM_RANGE[1]} BPM in 3/4 or 4/4, not {bpm} in {beats}/4."
@@ -229,14 +231,15 @@ class _Writer:
         spans: list,
         energy: int,
     ):
-        self.rng, self.how, self.tonic, self.scale, self.spans = (
-            rng,
-            how,
-            tonic,
-            SCALES[scale],
-            spans,
-        )
-        self.bpm, self.beats, self.steps, self.energy = bpm, beats, 4 * beats, energy
+        self.rng = rng
+        self.how = how
+        self.tonic = tonic
+        self.scale = SCALES[scale]
+        self.spans = spans
+        self.bpm = bpm
+        self.beats = beats
+        self.steps = 4 * beats
+        self.energy = energy
         self.bars = spans[-1][2]
         self.swing = float(rng.choice(how.swing))
         self.voicing = [int(tone) - 1 for tone in rng.choice(how.voicings.split())]
@@ -247,7 +250,8 @@ class _Writer:
         self.patterns = {}
         for layer in (*DRUMS, "bass", "chords", "lead"):
             # A chorus is never sparser than a verse.
-            options, sparsest = getattr(how, layer).split(), 0
+            options = getattr(how, layer).split()
+            sparsest = 0
             for kind in ("verse", "chorus"):
                 density = energy - (layer == "open" and kind == "verse")
                 chosen = [sparsest + _place(rng, len(options) - sparsest, density) for _ in "AB"]
@@ -315,7 +319,8 @@ class _Writer:
     def _bass(self, name: str, bar: int, first: int, last: int) -> Iterator[tuple[int, int, float]]:
         for step, mark in self._marks("bass", name, bar, first):
             beat = bar * self.beats + step // 4
-            degree, after = self.degrees[beat], self.degrees[min(beat + 1, len(self.degrees) - 1)]
+            degree = self.degrees[beat]
+            after = self.degrees[min(beat + 1, len(self.degrees) - 1)]
             if mark == "n":
                 degree = after + int(self.rng.choice((-1, 1))) if after != degree else degree
             elif step % 4 or self.degrees[max(beat - 1, 0)] == degree:
@@ -369,7 +374,8 @@ class _Writer:
     def _harmony(self, progressions: list[str]) -> list[int]:
         """Return the degree (0 to 6) of the chord on each beat; phrases begin, and the piece ends, at home."""
         bar_seconds = 60 * self.beats / self.bpm
-        often, rarely = bar_seconds > 2.6 and self.beats == 4, bar_seconds < 1.7
+        often = bar_seconds > 2.6 and self.beats == 4
+        rarely = bar_seconds < 1.7
         pace = (
             self.beats
             if self.rng.random() < 0.5
@@ -450,7 +456,8 @@ def _lyrics(rng: np.random.Generator, spans: list[tuple[str, int, int]]) -> str:
     """Return [Instrumental] or the tags of the form, now and then with words under them."""
     if rng.random() < 0.35:
         return "[Instrumental]"
-    sung, blocks = rng.random() < 0.3, []
+    sung = rng.random() < 0.3
+    blocks = []
     for name, _, _ in spans:
         tag = str(rng.choice(TAGS[name])) if rng.random() < 0.2 else name
         words = "\n".join(

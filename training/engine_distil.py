@@ -30,8 +30,10 @@ FIRST = 0.35
 class DistilledStage(SongStage):
     """A copy of the song model that needs `STEPS` steps and no guidance."""
 
-    name, minutes = "distilled", 60.0
-    rate, adam_rate = 0.005, 5e-4
+    name = "distilled"
+    minutes = 60.0
+    rate = 0.005
+    adam_rate = 5e-4
     WORDS_SHARE = 0.0
 
     def __init__(
@@ -109,7 +111,8 @@ class DistilledStage(SongStage):
         )
         both = torch.cat([states, null])
         self._hide(~torch.cat([real, torch.ones_like(real)]))
-        now, time = latents, first
+        now = latents
+        time = first
         for number in range(1, TEACHER_STEPS + 1):
             velocity = velocity_of(
                 self.teacher, now.repeat(2, 1, 1), time.repeat(2), both, context.repeat(2, 1, 1)

@@ -42,14 +42,25 @@ FIRST_CLASSIFIER_SEED = 10_000
 """Held-out prompts have the seeds from 0; the training's begin at ten million."""
 
 FIRST_LONG_SEED = 5_000
-LONG_SECONDS, EARLY_SECONDS, STRETCH_SECONDS = 90.0, 30, 15
+LONG_SECONDS = 90.0
+EARLY_SECONDS = 30
+STRETCH_SECONDS = 15
 """Songs in which tempo and key are judged stretch by stretch, those of the first seconds apart."""
 
 CLIPPED_SHARE = 1e-3
 GAP_SECONDS = 2.0
 GATE = (
-    *("silent", "clipped", "tempo", "key", "style", "speed"),
-    *("repaint, tempo", "extend, tempo", "extend, key", "long, tempo later", "long, key later"),
+    "silent",
+    "clipped",
+    "tempo",
+    "key",
+    "style",
+    "speed",
+    "repaint, tempo",
+    "extend, tempo",
+    "extend, key",
+    "long, tempo later",
+    "long, key later",
 )
 """The lines that decide whether weights may be shipped."""
 SHOWN = 8
@@ -175,7 +186,9 @@ def measure_songs(
 
     Returns the lines and, song by song, what `describe` heard.
     """
-    heard, ruler, took = [], [], []
+    heard = []
+    ruler = []
+    took = []
     for score, truth in zip(scores, rendered(scores), strict=True):
         started = time.perf_counter()
         samples = engine.make("generate", score, duration=score.seconds)
@@ -323,7 +336,11 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
     """Measure what is lost between a rendered piece and its way through the latents and back."""
     import librosa
 
-    distances, drifts, likeness, tempos, keys = [], [], [], [], []
+    distances = []
+    drifts = []
+    likeness = []
+    tempos = []
+    keys = []
     for score, samples in zip(scores, rendered(scores), strict=True):
         back = through_vae(engine, samples)
         loud = [
@@ -375,7 +392,8 @@ def measure_edits(engine: Engine, scores: list[Score]) -> tuple[list[Line], list
     """
     rows = []
     for score, source in zip(scores, rendered(scores), strict=True):
-        start, end = round(score.seconds * 0.25, 2), round(score.seconds * 0.75, 2)
+        start = round(score.seconds * 0.25, 2)
+        end = round(score.seconds * 0.75, 2)
         repainted = engine.make("edit", score, source, action="repaint", start=start, end=end)
         after = max(10.0, score.seconds / 2)
         extended = engine.make("extend", score, source, after=after)

@@ -30,8 +30,12 @@ from training.band_sounds import STEMS
 LATENTS = 32
 FRAME_TICKS = 4
 FRAMES_PER_SECOND = 25
-BASS, CHORDS, LEAD = slice(0, 4), slice(4, 16), slice(16, 20)
-HITS, MOMENT, PLAYERS = slice(20, 24), slice(24, 26), slice(26, 32)
+BASS = slice(0, 4)
+CHORDS = slice(4, 16)
+LEAD = slice(16, 20)
+HITS = slice(20, 24)
+MOMENT = slice(24, 26)
+PLAYERS = slice(26, 32)
 PLAYER_NUMBERS = {
     "bass": slice(26, 27),
     "chords": slice(27, 29),
@@ -45,7 +49,9 @@ HEXAGON = [(np.cos(angle), np.sin(angle)) for angle in np.arange(6) * np.pi / 3]
 SECTIONS = ("intro", "verse", "chorus", "break", "outro")
 # What the side task reads off the song model: beat and bar, pitch classes, who plays, the section.
 FEATURES = 37
-BEAT, BAR, PITCH_CLASSES = slice(0, 2), slice(2, 4), slice(4, 28)
+BEAT = slice(0, 2)
+BAR = slice(2, 4)
+PITCH_CLASSES = slice(4, 28)
 # The studio's name for the track that an instrument belongs to.
 TRACKS = {
     "epiano": "KEYBOARD",
@@ -109,12 +115,14 @@ def latents_of(events: Events, ticks: int) -> np.ndarray:
     out = np.zeros((frames, LATENTS), np.float32)
     for number, role in enumerate(ROLES):
         for tick, pitch, level in events.notes[role]:
-            if (frame := tick // FRAME_TICKS) < frames:
+            frame = tick // FRAME_TICKS
+            if frame < frames:
                 step = pitch - LOWEST[role]
                 pitches[number, frame, step] = max(pitches[number, frame, step], level / 2)
                 out[frame, MOMENT] = MOMENTS[tick % FRAME_TICKS]
     for tick, number, level in events.hits:
-        if (frame := tick // FRAME_TICKS) < frames:
+        frame = tick // FRAME_TICKS
+        if frame < frames:
             out[frame, HITS.start + number] = level / 2
             out[frame, MOMENT] = MOMENTS[tick % FRAME_TICKS]
     out[:, BASS], out[:, CHORDS], out[:, LEAD] = (
@@ -147,12 +155,16 @@ def clock(frames: int) -> np.ndarray:
 
 def random_events(rng: np.random.Generator, ticks: int) -> Events:
     """Return events that are not music: the decoder must play whatever the song model asks for."""
-    step, tick, moments = rng.integers(6, 26), int(rng.integers(0, 8)), []
+    step = rng.integers(6, 26)
+    tick = int(rng.integers(0, 8))
+    moments = []
     while tick < ticks:
         moments.append(tick)
         tick += int(max(5, step * rng.choice([1, 1, 1, 2]) + rng.integers(-1, 2)))
-    bass, chords = rng.choice([0, 0.3, 0.6, 0.9]), rng.choice([0, 0.15, 0.3, 0.6])
-    lead, drums = rng.choice([0, 0.2, 0.5]), rng.choice([0, 0.3, 0.6])
+    bass = rng.choice([0, 0.3, 0.6, 0.9])
+    chords = rng.choice([0, 0.15, 0.3, 0.6])
+    lead = rng.choice([0, 0.2, 0.5])
+    drums = rng.choice([0, 0.3, 0.6])
     rows: dict[str, list] = {stem: [] for stem in STEMS}
     for tick in moments:
         if rng.random() < bass:
@@ -194,10 +206,8 @@ def features_of(score: Score, frames: int) -> np.ndarray:
             frame = row[0] // FRAME_TICKS
             out[max(0, frame - 6) : frame + 13, 28 + number] = 1
     for part in score.form:
-        first, last = (
-            int(part.start * FRAMES_PER_SECOND),
-            int(np.ceil(part.end * FRAMES_PER_SECOND)),
-        )
+        first = int(part.start * FRAMES_PER_SECOND)
+        last = int(np.ceil(part.end * FRAMES_PER_SECOND))
         out[first:last, 32 + SECTIONS.index(part.name)] = 1
     return out
 

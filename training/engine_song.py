@@ -57,7 +57,9 @@ from training.engine_latents import (
     words_for,
 )
 
-HIDDEN, TEXT, CODES = 256, 128, 96
+HIDDEN = 256
+TEXT = 128
+CODES = 96
 CONSTANT = 4.0
 PLANNED = 3
 """After this layer the song's plan stands."""
@@ -122,23 +124,14 @@ def make_pool(folder: Path, smoke: bool) -> list[Row]:
     path = folder / "pool.pkl"
     if path.exists():
         return [Row(*row) for row in pickle.loads(path.read_bytes())]
-    rows: list[tuple] = []
-    for seconds in (
-        seconds for seconds, count in PIECES.items() for _ in range(2 if smoke else count)
-    ):
-        score, frames = (
-            compose(FIRST_TRAINING_SEED + len(rows), seconds=float(seconds)),
-            seconds * FRAMES_PER_SECOND,
-        )
-        latents = latents_of(events_of(score), frames * FRAME_TICKS)
-        rows.append(
-            (
-                seconds,
-                score,
-                latents.astype(np.float16),
-                features_of(score, frames).astype(np.float16),
-            )
-        )
+    rows: list[tuple] = []  # plain tuples, which a file can hold whatever becomes of `Row`
+    for seconds, count in PIECES.items():
+        frames = seconds * FRAMES_PER_SECOND
+        for _ in range(2 if smoke else count):
+            score = compose(FIRST_TRAINING_SEED + len(rows), seconds=float(seconds))
+            latents = latents_of(events_of(score), frames * FRAME_TICKS).astype(np.float16)
+            features = features_of(score, frames).astype(np.float16)
+            rows.append((seconds, score, latents, features))
     path.write_bytes(pickle.dumps(rows))
     return [Row(*row) for row in rows]
 
@@ -226,10 +219,8 @@ def build_codes() -> nn.ModuleDict:
         "num_key_value_heads": 2,
         "head_dim": 32,
     }
-    tokenizer, back = (
-        AceStepAudioTokenizer(fsq_dim=CODES, **sizes),
-        AceStepAudioTokenDetokenizer(**sizes),
-    )
+    tokenizer = AceStepAudioTokenizer(fsq_dim=CODES, **sizes)
+    back = AceStepAudioTokenDetokenizer(**sizes)
     return nn.ModuleDict({"audio_tokenizer": tokenizer, "audio_token_detokenizer": back})
 
 
@@ -283,7 +274,8 @@ class Conditioner(nn.Module):
 
     def __init__(self, parts: dict[str, nn.Module], silence: torch.Tensor):
         super().__init__()
-        self.parts, self.tokenizer = parts, make_tokenizer()
+        self.parts = parts
+        self.tokenizer = make_tokenizer()
         self.register_buffer("silence", silence)
 
     def forward(
@@ -293,8 +285,10 @@ class Conditioner(nn.Module):
         references: list[torch.Tensor | None] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the condition [B, L, 256] and which of its tokens are real [B, L]."""
-        encoder, text_encoder = self.parts["condition_encoder"], self.parts["text_encoder"]
-        words, sung = self._tokens(texts, MAX_TEXT_TOKENS), self._tokens(lyrics, MAX_LYRIC_TOKENS)
+        encoder = self.parts["condition_encoder"]
+        text_encoder = self.parts["text_encoder"]
+        words = self._tokens(texts, MAX_TEXT_TOKENS)
+        sung = self._tokens(lyrics, MAX_LYRIC_TOKENS)
         text = encoder.text_projector(text_encoder(input_ids=words.input_ids).last_hidden_state)
         sung_states = encoder.lyric_encoder(
             inputs_embeds=text_encoder.get_input_embeddings()(sung.input_ids),
@@ -318,7 +312,8 @@ class Conditioner(nn.Module):
         timbre, _ = self.parts["condition_encoder"].timbre_encoder(
             packed, torch.arange(len(packed)).to(packed.device)
         )
-        places, used = [], 0
+        places = []
+        used = 0
         for reference in references:
             used += reference is not None
             places.append(0 if reference is None else used)
@@ -370,7 +365,8 @@ class Reader(nn.Module):
             layer.cross_attn(layer.cross_attn_norm(asking), encoder_hidden_states=states)
             for layer in transformer.layers[:PLANNED]
         )[:, 0]
-        total, right = torch.zeros((), device=states.device), {}
+        total = torch.zeros((), device=states.device)
+        right = {}
         for name, head in self.heads.items():
             is_named = wanted[name] >= 0
             if bool(is_named.any()):
@@ -410,7 +406,8 @@ class Side(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.LayerNorm(HIDDEN)
-        self.a, self.b = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 2 * FEATURES)
+        self.a = nn.Linear(HIDDEN, HIDDEN)
+        self.b = nn.Linear(HIDDEN, 2 * FEATURES)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         out = self.b(functional.silu(self.a(self.norm(states))))
@@ -423,15 +420,22 @@ class Side(nn.Module):
 class CodesStage:
     """Latents to five codes a second and back, through the rounding."""
 
-    name, minutes = "codes", 10.0
-    rate, adam_rate, floor, clip, keep = 0.02, 2e-3, 0.03, 1.0, 0.99
-    newton_steps, inputs_first = 4, False
+    name = "codes"
+    minutes = 10.0
+    rate = 0.02
+    adam_rate = 2e-3
+    floor = 0.03
+    clip = 1.0
+    keep = 0.99
+    newton_steps = 4
+    inputs_first = False
 
     def __init__(
         self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path
     ):
         rows = make_pool(folder, smoke)
-        self.device, self.batch = device, 4 if smoke else 40
+        self.device = device
+        self.batch = 4 if smoke else 40
         self.centre, self.spread = latent_norm(folder, rows)
         self.rows = [torch.from_numpy(row.latents) for row in rows]
         self.module = build_codes().to(device)
@@ -446,7 +450,8 @@ class CodesStage:
 
     def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the square error of latents that went through their codes."""
-        rng, crops = np.random.default_rng([6, step]), []
+        rng = np.random.default_rng([6, step])
+        crops = []
         for _ in range(self.batch):
             latents = self.rows[int(rng.integers(len(self.rows)))]
             start = int(rng.integers(0, len(latents) - 100))
@@ -497,9 +502,15 @@ def velocity_of(
 class SongStage:
     """Words, context and noise to latents: flow matching on every task at once."""
 
-    name, minutes = "song", 120.0
-    rate, adam_rate, floor, clip, keep = 0.02, 2e-3, 0.03, 1.0, 0.998
-    newton_steps, inputs_first = 4, False
+    name = "song"
+    minutes = 120.0
+    rate = 0.02
+    adam_rate = 2e-3
+    floor = 0.03
+    clip = 1.0
+    keep = 0.998
+    newton_steps = 4
+    inputs_first = False
     WORDS_SHARE = 0.12
     """The share of the minutes that trains the words alone."""
 
@@ -507,7 +518,9 @@ class SongStage:
         self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path
     ):
         quiet_libraries()
-        self.device, self.frames, self.prompts = device, 250 if smoke else 4500, 4 if smoke else 48
+        self.device = device
+        self.frames = 250 if smoke else 4500
+        self.prompts = 4 if smoke else 48
         rows = make_pool(folder, smoke)
         self.centre, self.spread = latent_norm(folder, rows)
         self.pool: dict[int, list] = {}
@@ -515,7 +528,8 @@ class SongStage:
             self.pool.setdefault(row.seconds, []).append(row)
         parts = [row.features[::7] for pieces in self.pool.values() for row in pieces[:200]]
         sample = torch.from_numpy(np.concatenate(parts).astype(np.float32))
-        self.usual, self.unusual = sample.mean(0), sample.std(0).clamp(min=0.05)
+        self.usual = sample.mean(0)
+        self.unusual = sample.std(0).clamp(min=0.05)
         layers = saved["layers"] if saved else 6
         self._build(layers, folder)
         if saved:
@@ -579,7 +593,8 @@ class SongStage:
         return total, {name: float(value.detach()) for name, value in figures.items()} | right
 
     def _words(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng, batch = np.random.default_rng([11, step]), []
+        rng = np.random.default_rng([11, step])
+        batch = []
         pieces = self.pool[20]
         for _ in range(self.prompts):
             score = pieces[int(rng.integers(len(pieces)))].score
@@ -623,7 +638,8 @@ class SongStage:
         if length > seconds and rng.random() >= FROM_BEGINNING.get(task, 0.4):
             start = int(rng.integers(0, length * FRAMES_PER_SECOND - frames + 1))
         here = slice(start, start + frames)
-        score, target = row.score, self._standard(row.latents[here])
+        score = row.score
+        target = self._standard(row.latents[here])
         features = (
             torch.from_numpy(row.features[here].astype(np.float32)) - self.usual
         ) / self.unusual
@@ -754,7 +770,8 @@ class SongStage:
 
 def _new_region(rng: np.random.Generator, frames: int) -> torch.Tensor:
     """Return a mask [frames, 1] that is 1 in a middle, at the end (extend) or at the start."""
-    length, where = int(frames * rng.uniform(0.15, 0.7)), rng.random()
+    length = int(frames * rng.uniform(0.15, 0.7))
+    where = rng.random()
     start = (
         int(rng.integers(frames - length + 1))
         if where < 0.35
@@ -786,7 +803,8 @@ def states_of(
         for name in build_codes()
         for key, value in getattr(pipe, name).state_dict().items()
     }
-    layers, mean = len(pipe.transformer.layers), {}
+    layers = len(pipe.transformer.layers)
+    mean = {}
     for name, part in build_parts(layers).items():
         given = getattr(pipe, name).state_dict()
         mean |= {f"{name}.{key}": given[key] for key, _ in part.named_parameters()}
@@ -802,7 +820,8 @@ def states_of(
 @torch.no_grad()
 def trained_parts(song: dict[str, Any], codes: dict[str, Any]) -> dict[str, nn.Module]:
     """Return the parts with the running means of their weights, and the silence with its clock."""
-    parts, back = build_parts(song["layers"]), build_codes()
+    parts = build_parts(song["layers"])
+    back = build_codes()
     live = {
         n.removeprefix("parts."): value
         for n, value in song["live"].items()

@@ -134,7 +134,9 @@ class Training:
         smoke: bool = False,
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        self.path, self.device, self.steps = folder / f"{name}.pt", torch.device(device), steps
+        self.path = folder / f"{name}.pt"
+        self.device = torch.device(device)
+        self.steps = steps
         held = read_state(folder, name)
         torch.manual_seed(0)
         needs_folder = () if name in ("decoder", "encoder") else (folder,)
@@ -142,10 +144,12 @@ class Training:
         self.minutes = self.stage.minutes if minutes is None else minutes
         self.optimizer = Optimizer(self.stage)
         self.mean = {n: p.detach().clone() for n, p in self.stage.averaged.items()}
-        self.step, self.spent = 0, 0.0
+        self.step = 0
+        self.spent = 0.0
         if held:
             self.mean = {n: held["mean"][n].to(self.device) for n in self.mean}
-            self.step, self.spent = held["step"], held["spent"]
+            self.step = held["step"]
+            self.spent = held["spent"]
         self.begun = bool(held and held.get("begun"))
         if held and "opt" in held:
             self.optimizer.load_state_dict(held["opt"])
@@ -164,7 +168,8 @@ class Training:
         clock, threads = (
             (time.perf_counter, 1) if on_gpu else (time.process_time, torch.get_num_threads())
         )
-        began, before = clock(), self.spent
+        began = clock()
+        before = self.spent
         logged = saved = self.spent
         try:
             while self.share < 1:
@@ -263,7 +268,8 @@ def half_pays(device: torch.device) -> bool:
         return True
     took = {}
     for kind in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(2048, 512, dtype=kind), torch.ones(512, 512, dtype=kind)
+        left = torch.ones(2048, 512, dtype=kind)
+        right = torch.ones(512, 512, dtype=kind)
         trials = []
         for _ in range(8):
             began = time.perf_counter()
@@ -438,10 +444,8 @@ def main() -> None:
         begin(arguments.begin, arguments.state, arguments.smoke)
     try:
         for name in stages:
-            minutes, held = (
-                arguments.minutes or STAGES[name].minutes,
-                read_state(arguments.state, name),
-            )
+            minutes = arguments.minutes or STAGES[name].minutes
+            held = read_state(arguments.state, name)
             if not held or share_of(held["step"], held["spent"], minutes, steps) < 1:
                 Training(
                     name, arguments.state, minutes, steps, arguments.device, arguments.smoke

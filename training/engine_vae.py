@@ -61,7 +61,8 @@ PIECE_SECONDS = 20.0
 @functools.cache
 def bank() -> np.ndarray:
     """Return the windowed cosine basis [60, 120] of the MDCT (Princen and Bradley 1987)."""
-    n, k = np.arange(2 * BANDS), np.arange(BANDS)
+    n = np.arange(2 * BANDS)
+    k = np.arange(BANDS)
     shape = np.sin(np.pi / (2 * BANDS) * (n + 0.5))
     phase = np.pi / BANDS * (n[None] + 0.5 + BANDS / 2) * (k[:, None] + 0.5)
     return (shape * np.cos(phase) * (2 / BANDS) ** 0.5).astype(np.float32)
@@ -111,7 +112,8 @@ def crop(
     """Return latents and coefficients of `frames` from tick `start`, with what sounded just before, and its events."""
     ticks = TAIL_TICKS + FRAME_TICKS * frames
     inside = window(events, start - TAIL_TICKS, start - TAIL_TICKS + ticks, stems)
-    latents, truth = latents_of(inside, ticks), target_of(inside, ticks)
+    latents = latents_of(inside, ticks)
+    truth = target_of(inside, ticks)
     return latents[TAIL_TICKS // FRAME_TICKS :], truth[TAIL_TICKS * TICK_FRAMES :], inside
 
 
@@ -149,7 +151,8 @@ class _SnakeFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, alpha, beta):
-        a, b = alpha.exp(), beta.exp().reciprocal()
+        a = alpha.exp()
+        b = beta.exp().reciprocal()
         sine = (x * a).sin_()
         ctx.save_for_backward(x, sine, a, b)
         return torch.addcmul(x, sine.square(), b)
@@ -168,7 +171,8 @@ class Snake(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.alpha, self.beta = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.alpha = nn.Parameter(torch.zeros(width))
+        self.beta = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _SnakeFunction.apply(x, self.alpha, self.beta)
@@ -181,7 +185,9 @@ class Conv(nn.Module):
         self, inputs: int, outputs: int, kernel: int, dilation: int = 1, gain: float = 1.0
     ):
         super().__init__()
-        self.inputs, self.kernel, self.dilation = inputs, kernel, dilation
+        self.inputs = inputs
+        self.kernel = kernel
+        self.dilation = dilation
         self.weight = nn.Parameter(
             torch.randn(kernel * inputs, outputs) * gain * (kernel * inputs) ** -0.5
         )
@@ -190,7 +196,8 @@ class Conv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kernel == 1:
             return product(x, self.weight) + self.bias
-        frames, step = x.shape[1], self.dilation
+        frames = x.shape[1]
+        step = self.dilation
         reach = (self.kernel - 1) * step // 2
         padded = functional.pad(_halved(x), (0, 0, reach, reach))
         taps = [padded[:, number * step : number * step + frames] for number in range(self.kernel)]
@@ -208,7 +215,8 @@ class Down(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.inputs, self.stride = inputs, stride
+        self.inputs = inputs
+        self.stride = stride
         self.weight = nn.Parameter(
             torch.randn(2 * stride * inputs, outputs) * (2 * stride * inputs) ** -0.5
         )
@@ -235,7 +243,8 @@ class Up(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.outputs, self.stride = outputs, stride
+        self.outputs = outputs
+        self.stride = stride
         self.weight = nn.Parameter(torch.randn(inputs, 2 * stride * outputs) * (2 * inputs) ** -0.5)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
@@ -263,7 +272,8 @@ class Unit(nn.Module):
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
-        self.snake1, self.snake2 = Snake(width), Snake(width)
+        self.snake1 = Snake(width)
+        self.snake2 = Snake(width)
         self.conv1 = Conv(width, width, 7, dilation)
         self.conv2 = Conv(width, width, 1, gain=0.3)
 
@@ -276,12 +286,13 @@ class Decoder(nn.Module):
 
     def __init__(self, w25: int = 384, w100: int = 288):
         super().__init__()
-        self.inp, self.sn1, self.up4 = Conv(LATENTS, w25, 7), Snake(w25), Up(w25, w100, 4)
-        self.u100, self.sn2 = (
-            nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)]),
-            Snake(w100),
-        )
-        self.up8, self.u800 = Up(w100, COEFFICIENTS, 8), nn.ModuleList([Unit(COEFFICIENTS, 1)])
+        self.inp = Conv(LATENTS, w25, 7)
+        self.sn1 = Snake(w25)
+        self.up4 = Up(w25, w100, 4)
+        self.u100 = nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)])
+        self.sn2 = Snake(w100)
+        self.up8 = Up(w100, COEFFICIENTS, 8)
+        self.u800 = nn.ModuleList([Unit(COEFFICIENTS, 1)])
         self.sn3 = Snake(COEFFICIENTS)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
@@ -300,16 +311,14 @@ class Encoder(nn.Module):
     def __init__(self, w800: int = 128, w100: int = 384, w25: int = 512):
         super().__init__()
         self.w800 = w800
-        self.u800, self.sn1, self.down8 = (
-            nn.ModuleList([Unit(w800, 1)]),
-            Snake(w800),
-            Down(w800, w100, 8),
-        )
-        self.u100, self.sn2 = (
-            nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)]),
-            Snake(w100),
-        )
-        self.down4, self.sn3, self.out = Down(w100, w25, 4), Snake(w25), Conv(w25, LATENTS, 3)
+        self.u800 = nn.ModuleList([Unit(w800, 1)])
+        self.sn1 = Snake(w800)
+        self.down8 = Down(w800, w100, 8)
+        self.u100 = nn.ModuleList([Unit(w100, dilation) for dilation in (1, 3, 9)])
+        self.sn2 = Snake(w100)
+        self.down4 = Down(w100, w25, 4)
+        self.sn3 = Snake(w25)
+        self.out = Conv(w25, LATENTS, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = functional.pad(x, (0, self.w800 - x.shape[2]))
@@ -366,9 +375,11 @@ def _turned(omega: np.ndarray, frames: int) -> torch.Tensor:
     """Return the matrix that takes every pair `frames` of 10 ms further."""
     seconds = frames * TICK / SAMPLE_RATE
     decay = np.exp(-seconds / (0.25 * (220 / np.maximum(omega / 2 / np.pi, 60)) ** 0.25))
-    cosine, sine = decay * np.cos(omega * seconds), decay * np.sin(omega * seconds)
+    cosine = decay * np.cos(omega * seconds)
+    sine = decay * np.sin(omega * seconds)
     out = np.zeros((2 * len(omega), 2 * len(omega)), np.float32)
-    p, q = 2 * np.arange(len(omega)), 2 * np.arange(len(omega)) + 1
+    p = 2 * np.arange(len(omega))
+    q = 2 * np.arange(len(omega)) + 1
     out[p, p], out[q, q], out[p, q], out[q, p] = cosine, cosine, sine, -sine
     return torch.from_numpy(out)
 
@@ -410,12 +421,20 @@ def _stacked(rows: list[tuple[np.ndarray, ...]], device: torch.device) -> list[t
 class DecoderStage:
     """Latents to coefficients; three quarters of the crops are random events, often of few stems."""
 
-    name, minutes = "decoder", 60.0
-    rate, adam_rate, floor, clip, keep = 0.015, 2e-3, 0.04, 2.0, 0.99
-    newton_steps, inputs_first = 5, True
+    name = "decoder"
+    minutes = 60.0
+    rate = 0.015
+    adam_rate = 2e-3
+    floor = 0.04
+    clip = 2.0
+    keep = 0.99
+    newton_steps = 5
+    inputs_first = True
 
     def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None):
-        self.device, self.batch, self.frames = device, 2 if smoke else 10, 8 if smoke else 32
+        self.device = device
+        self.batch = 2 if smoke else 10
+        self.frames = 8 if smoke else 32
         self.scale = saved["scale"] if saved else usual_sizes() ** 0.5
         if saved:
             self.module = decoder_like(saved["live"])
@@ -437,7 +456,8 @@ class DecoderStage:
         """Return latents [count, frames, 32] and coefficients [count, 32 frames, 96]."""
         rows = []
         for number in range(count):
-            stems, which = STEMS, rng.random()
+            stems = STEMS
+            which = rng.random()
             if held:
                 stems = ("chords", "lead") if number % 2 else STEMS
             elif which < 0.7:
@@ -480,12 +500,20 @@ class DecoderStage:
 class EncoderStage:
     """Coefficients to latents, at levels of -6 to +4 dB, of pieces, their stems and random events."""
 
-    name, minutes = "encoder", 60.0
-    rate, adam_rate, floor, clip, keep = 0.008, 2e-3, 0.05, 2.0, 0.99
-    newton_steps, inputs_first = 5, True
+    name = "encoder"
+    minutes = 60.0
+    rate = 0.008
+    adam_rate = 2e-3
+    floor = 0.05
+    clip = 2.0
+    keep = 0.99
+    newton_steps = 5
+    inputs_first = True
 
     def __init__(self, device: torch.device, smoke: bool, saved: dict[str, Any] | None):
-        self.device, self.batch, self.frames = device, 2 if smoke else 8, 48
+        self.device = device
+        self.batch = 2 if smoke else 8
+        self.frames = 48
         self.module = Encoder().to(device)
         if saved:
             self.module.load_state_dict(saved["live"])
@@ -577,9 +605,11 @@ def oobleck(
     """
     from diffusers import AutoencoderOobleck
 
-    fast, reader = decoder_like(decoder["mean"]), Encoder()
+    fast = decoder_like(decoder["mean"])
+    reader = Encoder()
     reader.load_state_dict(encoder["mean"])
-    w100, w25 = fast.up4.outputs, fast.up4.weight.shape[0]
+    w100 = fast.up4.outputs
+    w25 = fast.up4.weight.shape[0]
     vae = AutoencoderOobleck(
         encoder_hidden_size=2 * LATENTS,
         downsampling_ratios=[BANDS, 8, 4],
@@ -640,7 +670,8 @@ def _write_encoder(
     )
     real.snake1.alpha.copy_(functional.pad(fast.sn3.alpha, (0, spare))[None, :, None])
     real.snake1.beta.copy_(functional.pad(fast.sn3.beta, (0, spare))[None, :, None])
-    weight, bias = torch.zeros_like(real.conv2.weight_v), torch.full((2 * LATENTS,), -4.0)
+    weight = torch.zeros_like(real.conv2.weight_v)
+    bias = torch.full((2 * LATENTS,), -4.0)
     sizes = state["std"] / spread
     weight[:LATENTS, : fast.out.inputs] = fast.out.class_weight() * sizes[:, None, None]
     # The upper half is the posterior's spread: softplus(-4) is nearly sure.
@@ -701,7 +732,8 @@ def _take(fast: nn.Module, real: nn.Module) -> None:
     if isinstance(fast, Up):
         weight = weight.permute(0, 2, 1)
     else:
-        outputs, inputs = fast.weight.shape[1], fast.weight.shape[0] // weight.shape[2]
+        outputs = fast.weight.shape[1]
+        inputs = fast.weight.shape[0] // weight.shape[2]
         weight = weight[:outputs, :inputs].permute(2, 1, 0)
     fast.weight.copy_(weight.reshape(fast.weight.shape))
     fast.bias.copy_(real.bias[: len(fast.bias)])
@@ -722,7 +754,8 @@ def _take_units(units: Sequence[Unit], block: nn.Module) -> None:
 
 def _filters(like: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Return the bank as the kernel of a strided layer: its first two channels are the waves, left and right."""
-    kernel, rows = torch.zeros_like(like), torch.from_numpy(bank()) * 2**-0.5
+    kernel = torch.zeros_like(like)
+    rows = torch.from_numpy(bank()) * 2**-0.5
     kernel[:BANDS, 0] = kernel[:BANDS, 1] = rows
     kernel[BANDS:COEFFICIENTS, 0], kernel[BANDS:COEFFICIENTS, 1] = (
         rows[:SIDE_BANDS],

@@ -61,10 +61,17 @@ HELD_OUT_SEED = 40_000_000
 SHARD = 400  # pieces that are made at once
 SECONDS = (10, 20, 30, 45, 60, 60, 90, 120, 150, 180)
 CODES = 4_096
-SIZE, LAYERS, HEADS, GROUPS, HEAD_SIZE, INNER = 160, 6, 5, 1, 32, 480
+SIZE = 160
+LAYERS = 6
+HEADS = 5
+GROUPS = 1
+HEAD_SIZE = 32
+INNER = 480
 TASKS = {"generate": 0.55, "unguided": 0.09, "inspire": 0.12, "polish": 0.12, "describe": 0.12}
 BATCH_TOKENS = 3_000  # tokens of an update, padding included
-RATE, WARM_UP, MEAN_DECAY = 1.5e-3, 200, 0.999
+RATE = 1.5e-3
+WARM_UP = 200
+MEAN_DECAY = 0.999
 SAVE_SECONDS = 90
 MEASURED = 24  # held-out pieces
 
@@ -93,7 +100,8 @@ class Tokenizing:
             engine, subfolder="audio_tokenizer"
         ).eval()
         found = torch.load(norm)
-        self.centre, self.spread = found["mu"].reshape(1, -1), found["sd"].reshape(1, -1)
+        self.centre = found["mu"].reshape(1, -1)
+        self.spread = found["sd"].reshape(1, -1)
         weights = (engine / "audio_tokenizer" / "diffusion_pytorch_model.safetensors").read_bytes()
         self.digest = hashlib.sha256(weights).hexdigest()[:16]
 
@@ -115,7 +123,8 @@ class Pieces:
     """Pieces in files of `SHARD`, made when they are first asked for."""
 
     def __init__(self, folder: Path, tokenizing: Tokenizing):
-        self._folder, self._tokenizing = folder, tokenizing
+        self._folder = folder
+        self._tokenizing = tokenizing
         folder.mkdir(parents=True, exist_ok=True)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 - lives as long as the training
@@ -189,11 +198,11 @@ class Teacher:
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         spelled = tokenizer.get_vocab()
-        found = {
-            int(code[1]): number
-            for token, number in spelled.items()
-            if (code := re.fullmatch(CODE, token))
-        }
+        found = {}
+        for token, number in spelled.items():
+            code = re.fullmatch(CODE, token)
+            if code:
+                found[int(code[1])] = number
         self.known = sorted(found)
         self._ids = found
         self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -293,7 +302,8 @@ class Training:
         groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
         self.adam = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
         self.mean = {name: value.detach().clone() for name, value in self.model.named_parameters()}
-        self.updates, self.seconds = 0, 0.0
+        self.updates = 0
+        self.seconds = 0.0
         self.path = state / tokenizing.digest / "state.pt"
         self._resume()
 
@@ -303,7 +313,9 @@ class Training:
         saved = torch.load(self.path)
         self.model.load_state_dict(saved["model"])
         self.adam.load_state_dict(saved["adam"])
-        self.mean, self.updates, self.seconds = saved["mean"], saved["updates"], saved["seconds"]
+        self.mean = saved["mean"]
+        self.updates = saved["updates"]
+        self.seconds = saved["seconds"]
 
     def save(self) -> None:
         saved = {

@@ -179,12 +179,17 @@ class Training:
     def __init__(self, student: Student, tokenizer: Any, state: Path, lyrics: Path):
         import torch
 
-        self.student, self.tokenizer, self.state, self.lyrics = student, tokenizer, state, lyrics
+        self.student = student
+        self.tokenizer = tokenizer
+        self.state = state
+        self.lyrics = lyrics
         self.adam = torch.optim.AdamW(
             student.pairs.values(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0
         )
         self.mean = {name: pair.detach().clone() for name, pair in student.pairs.items()}
-        self.updates, self.passes, self.seconds = 0, 0, 0.0
+        self.updates = 0
+        self.passes = 0
+        self.seconds = 0.0
         self.queue: list[str] = []
         (state / "lower").mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -199,12 +204,11 @@ class Training:
         for name, pair in self.student.pairs.items():
             pair.data.copy_(saved["pairs"][name])
         self.adam.load_state_dict(saved["adam"])
-        self.mean, self.queue = saved["mean"], saved["queue"]
-        self.updates, self.passes, self.seconds = (
-            saved["updates"],
-            saved["passes"],
-            saved["seconds"],
-        )
+        self.mean = saved["mean"]
+        self.queue = saved["queue"]
+        self.updates = saved["updates"]
+        self.passes = saved["passes"]
+        self.seconds = saved["seconds"]
 
     def save(self) -> None:
         import torch
@@ -240,7 +244,8 @@ class Training:
         if not self.queue:
             self.queue = [name for name in known if not is_held_out(name)]
             random.Random(self.passes).shuffle(self.queue)
-        batch, self.queue = self.queue[:BATCH], self.queue[BATCH:]
+        batch = self.queue[:BATCH]
+        self.queue = self.queue[BATCH:]
         loss = self._update([known[name] for name in batch])
         row = {"update": self.updates, "pass": self.passes, "lyrics": len(known), "loss": loss}
         if not self.queue:
