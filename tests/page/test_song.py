@@ -39,7 +39,9 @@ def test_a_song_is_made_and_played(server: str, visit, tab, monkeypatch):
     page: Page = visit(server)
     made = fill_in(tab(page, "generate"))
     made.set("options.plan", "tick", False)
+    made.set("lyrics", "type", "[Verse]\n부드러운 빛이 내려와")
     file = made.download()
+    expect(made.part("message")).to_contain_text("Language was set to Korean")
     assert re.fullmatch(r"warm-lo-fi-piano-seed-\d+\.wav", file.name)
     info = soundfile.info(file)
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (

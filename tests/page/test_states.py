@@ -149,6 +149,10 @@ def test_an_error_explains_itself_and_keeps_the_form(lasting: Page, fake, tab):
     expect(message).to_have_count(0)
 
 
+# The warning of modes.py (test_planner.py).
+STUCK = "The plan of take 1 repeats itself from 12 s on. Another seed often helps."
+
+
 @pytest.mark.slow
 def test_seeds_notes_warnings_and_failed_takes_are_shown_as_text(lasting: Page, fake, tab):
     page, generate = lasting, tab(lasting, "generate")
@@ -163,10 +167,14 @@ def test_seeds_notes_warnings_and_failed_takes_are_shown_as_text(lasting: Page, 
     }
     errors = [{"take": 2, "seed": 8, "message": f"Silent {MARKUP}."}]
     fake.script = partial(
-        fake.song, takes=[{**take, "warnings": [MARKUP]}], notes=[f"Cut {MARKUP}."], errors=errors
+        fake.song,
+        takes=[{**take, "warnings": [MARKUP, STUCK]}],
+        notes=[f"Cut {MARKUP}."],
+        errors=errors,
     )
     generate.start(MARKUP)
     expect(generate.take()).to_contain_text(MARKUP)
+    expect(generate.take()).to_contain_text(STUCK)
     expect(generate.take()).to_contain_text("peak -1.0 dBFS")
     expect(generate.part("message")).to_contain_text(f"Take 2 (seed 8) failed: Silent {MARKUP}.")
     expect(generate.part("message")).to_contain_text(f"Cut {MARKUP}.")
