@@ -82,7 +82,8 @@ def connect_assist(form: Form, bar: Assist) -> list[Dependency]:
     for mode in bar.buttons:
         _connect_button(mode, form, bar)
     ended = _connect_end(form, bar, fields)
-    undone = bar.undo.connect(fields)
+    # Undo also restores what the settings of a take replaced.
+    undone = bar.undo.connect({**form.saved, **fields})
     undone.then(lambda: theme.line("done", tooltips.UNDONE), outputs=bar.line, **AT_ONCE)
     form.on_status(bar.show)
     return [ended]

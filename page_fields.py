@@ -59,7 +59,7 @@ def connect_song_tab(form: Form, bar: RunBar, assist: Assist, result: ResultPane
     """Connect what all tabs for songs have; call it once all fields exist."""
     helps = connect_assist(form, assist)
     song = connect_song(form, bar, result)
-    connect_takes(form, bar, result)
+    connect_takes(form, bar, result, assist.undo)
     return SongTab(form, result, assist, [*helps, song])
 
 
@@ -277,84 +277,48 @@ def _task(form: Form) -> str:
 class Examples:
     """Buttons that fill the form with the tab's `EXAMPLES`, or those of `name`; Undo restores what it held.
 
-    What visitors wrote in the fields `kept` is kept. If the examples' songs can be heard (`plays`), their buttons
-    play, and one beside them fills the form with the example that was played last.
+    What visitors wrote in the fields `kept` is kept.
     """
 
-    def __init__(
-        self,
-        form: Form,
-        caption: str = "",
-        name: str = "",
-        kept: Sequence[str] = (),
-        *,
-        plays: bool = False,
-        js_on_load: str | None = None,
-    ):
+    def __init__(self, form: Form, caption: str = "", name: str = "", kept: Sequence[str] = ()):
         self._form = form
         name = name or form.mode
         self._named = EXAMPLES[name]
         self._kept = kept
-        html(caption or theme.caption(tooltips.EXAMPLES_LABEL), js_on_load=js_on_load)
+        html(caption or theme.caption(tooltips.EXAMPLES_LABEL))
         with gr.Row(elem_classes=["chips"]):
             self._chips = [self._chip(text) for text in self._named]
-            self._like = None
-            if plays:
-                self._played = gr.State("")
-                self._like = gr.Button(
-                    size="sm", min_width=0, visible=False, elem_id=f"{form.mode}-like"
-                )
             self._undo = Undo(f"{name}-examples")
 
     def _chip(self, text: str) -> gr.Button:
         return gr.Button(text, size="sm", min_width=0, elem_classes=["chip"])
 
-    def connect(self, blank: Mapping[str, Any] | None = None) -> None:
-        """Connect the buttons; call it once all fields exist.
-
-        `blank` has values for fields that an example leaves out.
-        """
-        if blank is None:
-            blank = dict.fromkeys(self._kept, "")
+    def connect(self) -> None:
+        """Connect the buttons; call it once all fields exist."""
         undo = self._undo
-        fields = only(self._form.fields, set(blank).union(*self._named.values()))
+        names = set(self._kept).union(*self._named.values())
+        fields = only(self._form.fields, names)
+        blank = dict.fromkeys(self._kept, "")
         ours: set[str] = set()
         for example in self._named.values():
             ours.update(only(example, self._kept).values())
 
-        def fill(name: str, former: list[dict[str, Any]], values: Sequence[Any]) -> Updates:
+        def fill(pressed: gr.EventData, former: list[dict[str, Any]], *values: Any) -> Updates:
             held = dict(zip(fields, values, strict=True))
             own = {
                 field: text
                 for field, text in only(held, self._kept).items()
                 if text.strip() and text not in ours
             }
-            filled = self._form.show({**blank, **self._named[name], **own})
-            return {**filled, **undo.keep(former, held)}
-
-        def fill_pressed(
-            pressed: gr.EventData, former: list[dict[str, Any]], *values: Any
-        ) -> Updates:
             # By its text: once a component was updated, Gradio passes another object.
-            return fill(_text_of(pressed), former, values)
-
-        def fill_played(played: str, former: list[dict[str, Any]], *values: Any) -> Updates:
-            return fill(played, former, values)
+            example = self._named[_text_of(pressed)]
+            filled = self._form.show({**blank, **example, **own})
+            return {**filled, **undo.keep(former, held)}
 
         held = [undo.former, *fields.values()]
         outputs = [*fields.values(), *undo.outputs]
-        pressed = [chip.click for chip in self._chips]
-        if self._like:
-            gr.on(pressed, self._offer, None, [self._played, self._like], **AT_ONCE)
-            self._like.click(fill_played, [self._played, *held], outputs, **AT_ONCE)
-        else:
-            gr.on(pressed, fill_pressed, held, outputs, **AT_ONCE)
+        gr.on([chip.click for chip in self._chips], fill, held, outputs, **AT_ONCE)
         undo.connect(fields)
-
-    def _offer(self, pressed: gr.EventData) -> tuple[str, Any]:
-        """Offer to make a song like the one that plays."""
-        name = _text_of(pressed)
-        return name, gr.update(value=tooltips.LIKE_THIS.format(name=name), visible=True)
 
 
 def _text_of(pressed: gr.EventData) -> str:

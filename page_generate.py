@@ -18,9 +18,10 @@ import theme
 import tooltips
 from backend import Backend
 from events import InvalidRequest, Problem
+from limits import preset
 from page_assist import Assist
-from page_fields import Examples, SongTab
-from page_form import AT_ONCE, QUIET, Field, Form, Updates, html, updates_of, without
+from page_fields import SongTab
+from page_form import AT_ONCE, QUIET, Field, Form, Undo, Updates, html, updates_of, without
 from page_run import tab_run_bar
 from page_takes import Made, ResultPanel
 from params import GenerateRequest, Request
@@ -28,6 +29,8 @@ from status import UNKNOWN, Status
 
 # The examples' songs and their cards (tools/make_examples.py).
 SOUNDS = Path(__file__).with_name("assets") / "examples"
+# What the dice writes into the prompt.
+IDEAS: list[str] = preset("ideas")
 # The fields that an example replaces, and what they hold if the example says nothing of them.
 BLANK_SONG = {**page_form.SONG, "duration": None, "words": page_words.NOT_CHOSEN}
 PLAN_OPTIONS = (
@@ -76,13 +79,15 @@ def generate_tab(studio: Backend) -> SongTab:
         with page_fields.columns(form):
             with page_fields.essentials():
                 html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
-                examples = _examples(form)
                 page_fields.add_prompt(form)
+                undo = _add_dice()
                 assist = Assist(form, "inspire", "polish")
                 _add_words(form)
                 page_fields.add_lyrics(form, "duration")
                 html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
-            result = page_fields.add_result(form)
+            with page_fields.result_column():
+                result = ResultPanel(form.mode, studio)
+                shelf = _add_shelf()
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.DETAILS, "details") as details:
                     plan = form.add("options.plan", gr.Checkbox, value=True)
@@ -99,7 +104,7 @@ def generate_tab(studio: Backend) -> SongTab:
             )
             page_hints.add_seconds(form)
             bar = tab_run_bar(form)
-    examples.connect(BLANK_SONG)
+    _connect_shelf(form, shelf, undo)
     file.change(partial(page_fields.restored, form, line), file, [*form.settings, line], **AT_ONCE)
     # Not with the settings' own event: files are not kept.
     reference = form.fields["reference"]
@@ -109,11 +114,36 @@ def generate_tab(studio: Backend) -> SongTab:
     return page_fields.connect_song_tab(form, bar, assist, result)
 
 
-def _examples(form: Form) -> Examples:
+def _add_dice() -> Undo:
+    """Add the dice, which writes one of our ideas into the prompt, and the Undo of the shelf."""
+    with gr.Row(elem_classes=["assist"]):
+        html(theme.dice(IDEAS), elem_id="generate-dice")
+        return Undo("generate-examples")
+
+
+def _add_shelf() -> gr.HTML:
+    """Add the examples that can be heard, in the place of the songs that are not there yet."""
     gr.set_static_paths([SOUNDS])
     cards = json.loads((SOUNDS / "cards.json").read_text(encoding="utf-8"))
-    caption = theme.songs(tooltips.SONGS_LABEL, cards, SOUNDS)
-    return Examples(form, caption, plays=True, js_on_load=theme.script("examples"))
+    looks: dict[str, Any] = {"elem_id": "generate-shelf", "js_on_load": theme.script("examples")}
+    return html(theme.shelf(cards, SOUNDS), **looks)
+
+
+def _connect_shelf(form: Form, shelf: gr.HTML, undo: Undo) -> None:
+    """Let "Make one like this" fill the form with an example; Undo restores what it held."""
+    examples = page_fields.EXAMPLES["generate"]
+    fields = form.components(BLANK_SONG)
+
+    def fill(pressed: gr.EventData, former: list[dict[str, Any]], *values: Any) -> Updates:
+        example = examples.get(str(pressed.name))
+        if example is None:
+            return {undo.former: former}
+        kept = undo.keep(former, dict(zip(fields, values, strict=True)))
+        return {**form.show({**BLANK_SONG, **example}), **kept}
+
+    held = [undo.former, *fields.values()]
+    shelf.input(fill, held, [*fields.values(), *undo.outputs], **AT_ONCE)
+    undo.connect(fields)
 
 
 def _add_words(form: Form) -> None:

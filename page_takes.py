@@ -21,6 +21,7 @@ from gradio.events import Dependency
 import audio
 import audio_export
 import audio_waveform
+import page_form
 import page_widgets
 import page_words
 import prompt_facts
@@ -33,7 +34,7 @@ import tooltips
 from backend import Backend
 from events import Done, Problem, StudioError
 from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
-from page_form import QUIET, Form, Updates, html
+from page_form import AT_ONCE, QUIET, Form, Undo, Updates, html
 from page_run import WITH_OWNER, Ended, RunBar, connect_again, connect_end, connect_run, start
 from params import AlignRequest, Request, SongRequest, parse_request
 from record import LineEntry, Stored
@@ -164,8 +165,15 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
         "kind": made.request.options.format,
         "source": _source(made.request),
         "can_be_timed": can_time and made.sings_its_lyrics(),
+        "is_draft": _is_draft(made),
         "settings": _settings(made),
     }
+
+
+def _is_draft(made: Made) -> bool:
+    """Tell whether best quality would make more of the take; a turbo checkpoint knows one quality."""
+    is_turbo = made.record.get("sampling", {}).get("turbo", False)
+    return made.request.quality == "draft" and not is_turbo
 
 
 def _title(made: Made) -> str:
@@ -217,9 +225,12 @@ def connect_song(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run of the tab is for: songs, the takes of another seed, a variation of `take`, or its timed lyrics."""
+    """What a run of the tab is for.
 
-    what: Literal["song", "retake", "more", "timed"] = "song"
+    Songs, the takes of another seed, a variation of `take`, `take` in best quality, or its timed lyrics.
+    """
+
+    what: Literal["song", "retake", "more", "finish", "timed"] = "song"
     take: Made | None = None
 
 
@@ -248,7 +259,12 @@ def _shown(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
     sentence = tooltips.RETAKEN
     if wanted.what == "more":
         sentence = tooltips.VARIED.format(percent=100 * ended.request.options.variation)
-    shown = result.show(ended, [wanted.take] if wanted.take and wanted.what == "more" else [])
+    kept = []
+    if wanted.what == "finish":
+        sentence = tooltips.FINISHED_BEST
+    if wanted.take and wanted.what in ("more", "finish"):
+        kept = [wanted.take]
+    shown = result.show(ended, kept)
     return {**line, **shown, result.message: theme.answer(sentence) + shown[result.message]}
 
 
@@ -316,15 +332,16 @@ def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
 # --- the buttons of a take ------------------------------------------------------------------------
 
 
-def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
-    """Connect the buttons of the takes."""
+def connect_takes(form: Form, bar: RunBar, result: ResultPanel, undo: Undo) -> None:
+    """Connect the buttons of the takes; `undo` restores what the settings of one replaced in the form."""
     connect_formats(result)
+    connect_settings(form, result, undo)
     connect_again(form, result.takes.retry, bar.runs.retry, remark=result.kept)
 
     def begin(pressed: gr.EventData, owner: str, made: list[Made]) -> Updates:
         what: Any = str(pressed.name)
         number = int(pressed.number)
-        request_builders = {"timed": timing, "more": more, "retake": retake}
+        request_builders = {"timed": timing, "more": more, "finish": finish, "retake": retake}
 
         def failed(problem: Problem) -> Updates:
             if what == "timed":
@@ -356,6 +373,22 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel) -> None:
     )
 
 
+def connect_settings(form: Form, result: ResultPanel, undo: Undo) -> None:
+    """Let the settings of a take fill the form."""
+    fields = form.saved
+    defaults = form.defaults
+
+    def fill(pressed: gr.EventData, former: list[dict[str, Any]], *values: Any) -> Updates:
+        found = page_form.settings(form.mode, pressed.settings)
+        kept = undo.keep(former, dict(zip(fields, values, strict=True)))
+        filled = form.show({**defaults, **found.values})
+        return {**filled, **kept, result.message: theme.answer(tooltips.FILLED_IN)}
+
+    held = [undo.former, *fields.values()]
+    outputs = [*fields.values(), *undo.outputs, result.message]
+    result.takes.edit(fill, held, outputs, **AT_ONCE)
+
+
 def retake(made: Made) -> SongRequest:
     """Return the request for the same songs from another seed."""
     return made.request.model_copy(update={"seed": -1})
@@ -374,6 +407,16 @@ def more(made: Made) -> SongRequest:
     options = request.options.model_copy(update=changes)
     one_take = {"seed": made.take["seed"], "takes": 1, "options": options}
     return request.model_copy(update=one_take)
+
+
+def finish(made: Made) -> SongRequest:
+    """Return the request for this take, of the same seeds and plan, in best quality."""
+    changes: dict[str, Any] = {"steps": None, "best_of": None}
+    if made.plan:
+        changes["plan_seed"] = made.plan["seed"]
+    options = made.request.options.model_copy(update=changes)
+    news = {"quality": "best", "seed": made.take["seed"], "takes": 1, "options": options}
+    return made.request.model_copy(update=news)
 
 
 def timing(made: Made) -> AlignRequest:

@@ -327,15 +327,25 @@ def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
     return f'<p class="remark also" {data}></p>'
 
 
-def songs(text: str, cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Return the caption of examples that play, with their songs for static/examples.js."""
+def dice(ideas: Sequence[str]) -> str:
+    """Return the button that writes one of the `ideas` into the prompt (static/examples.js)."""
+    data = escape(json.dumps(ideas, ensure_ascii=False))
+    return (
+        f'<button type="button" class="dice" data-ideas="{data}">{escape(tooltips.DICE)}</button>'
+    )
+
+
+def shelf(cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """Return the place for examples that can be heard, which static/examples.js draws."""
     played = {}
     for name, card in cards.items():
         path = str(folder / card["sound"])
         art = str(folder / card["picture"])
         played[name] = {**card, "path": path, "art": art, "id": f"example {name}"}
-    data = escape(json.dumps({"cards": played, "where": tooltips.EXAMPLE_SONG}, ensure_ascii=False))
-    return f'<div data-songs="{data}">{caption(text)}</div>'
+    settings = {"cards": played, "where": tooltips.EXAMPLE_SONG, "texts": tooltips.SHELF}
+    data = escape(json.dumps(settings, ensure_ascii=False))
+    title = caption(tooltips.SONGS_LABEL)
+    return f'<div class="shelf" data-songs="{data}">{title}<div class="covers"></div></div>'
 
 
 def actions(tasks: Mapping[str, str]) -> str:

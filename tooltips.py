@@ -169,9 +169,14 @@ RESULT = "Takes"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
 EXAMPLES_LABEL = "Start from an example"
-SONGS_LABEL = "Hear an example"
-# The button that fills the form with the example that was played last.
-LIKE_THIS = "Make one like “{name}”"
+SONGS_LABEL = "Or hear an example, and make one like it"
+SHELF = {  # for static/examples.js
+    "play": "Play {name}",
+    "pause": "Pause {name}",
+    "like": "Make one like this",
+    "like_of": "Make one like “{name}”",
+}
+DICE = "Roll the dice for an idea"
 EXAMPLE_SONG = "Example, played by the built-in engine"
 MORPHS_LABEL = "What changes"
 GO = TABS | {
@@ -190,9 +195,9 @@ STOP = "Stop"
 UNDO = "Undo"
 RECORD = "Details (JSON)"
 EMPTY_RESULTS = {
-    "generate": "Your songs appear here. Describe one, or start from an example.",
+    "generate": "Your songs appear here. Describe one, or roll the dice.",
     "cover": "Your covers appear here. Add a song: drop a file, or press Use in Cover under a take.",
-    "extend": "Your extended songs appear here. Add a song: drop a file, or press Use in Extend under a take.",
+    "extend": "Your extended songs appear here. Add a song: drop a file, or press Extend under a take.",
     "edit": "Your edited songs appear here. Add a song: drop a file, or press Use in Edit under a take.",
 }
 
@@ -635,6 +640,9 @@ TAKES = {  # for static/takes.js; without double quotes, which its frame cannot 
     "copied": "Copied",
     "retake": "Retake",
     "more": "More like this",
+    "extend": "Extend",
+    "finish": "Finish in best quality",
+    "settings": "Use these settings",
     "timed": "Timed lyrics",
     "timed_title": "Lyrics of take {number}, line by line",
     "lrc": "Timed lyrics as LRC",
@@ -658,6 +666,8 @@ FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} 
 TAKE_GONE = "The studio no longer has this take. Make it again to continue."
 TAKE_NOT_READ = "The studio could not be reached. Try again once you are connected."
 VARIED = "Take 2 is a variation of take 1 ({percent:.0f}%). Your form has not changed."
+FINISHED_BEST = "Take 2 is take 1 in best quality. Your form has not changed."
+FILLED_IN = "The settings of this take are in the form."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
 ALIGNMENT = "Alignment score {score:.2f} of 1: how clearly the song follows these words."
 NOTHING_SUNG = "The lyrics have no lines to sing."

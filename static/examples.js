@@ -1,15 +1,52 @@
-// The buttons of Generate's examples play their songs; another click pauses.
-studio.examples = (element) => {
-  const { cards, where } = JSON.parse(element.querySelector("[data-songs]").dataset.songs);
-  const { address, whileThere } = studio.tools;
-  const track = ([name, card]) => [
-    name,
-    { mode: "examples", name, where, card: { ...card, art: address(card.art) }, gain: () => 1, lost: () => {} },
-  ];
-  const tracks = Object.fromEntries(Object.entries(cards).map(track));
-  studio.player.add("examples", () => Object.values(tracks));
-  whileThere(element)("click", ({ target }) => {
-    const chosen = tracks[target.closest?.("#generate-panel .chip")?.textContent.trim()];
-    if (chosen) studio.player.toggle(chosen);
+// The shelf of examples in place of the songs that are not there yet: a cover plays its song, and the button of the one that
+// was played last fills the form. The dice writes an idea into the prompt.
+studio.examples = (element, _props, trigger) => {
+  const { address, fill, icon, make, whileThere } = studio.tools;
+  const { cards, where, texts } = JSON.parse(element.querySelector("[data-songs]").dataset.songs);
+  const track = (name, card) => ({ mode: "examples", name, where, card, gain: () => 1, lost: () => {} });
+  const covers = Object.entries(cards).map(([name, found]) => {
+    const what = track(name, { ...found, art: address(found.art) });
+    const sign = make("span", { class: "sign" });
+    const play = make("button", { type: "button", class: "cover", click: () => studio.player.toggle(what) }, [
+      make("img", { src: what.card.art, alt: "" }),
+      sign,
+      make("span", { class: "name", text: name }),
+    ]);
+    const like = {
+      type: "button",
+      class: "like",
+      text: texts.like,
+      "aria-label": fill(texts.like_of, { name }),
+      click: () => trigger("input", { name }),
+    };
+    const made = make("div", { class: "example" }, [play, make("button", like)]);
+    made.follow = () => {
+      const here = studio.player.is(what.card);
+      const state = here && !studio.player.paused() ? "pause" : "play";
+      made.classList.toggle("current", here);
+      if (play.dataset.state === state) return;
+      play.dataset.state = state;
+      sign.innerHTML = icon(state);
+      play.setAttribute("aria-label", fill(texts[state], { name }));
+    };
+    made.follow();
+    made.what = what;
+    return made;
+  });
+  element.querySelector(".covers").replaceChildren(...covers);
+  studio.player.add("examples", () => covers.map(({ what }) => what));
+  whileThere(element)("studio-player", () => {
+    for (const cover of covers) cover.follow();
   });
 };
+
+document.addEventListener("click", ({ target }) => {
+  const dice = target.closest?.("button[data-ideas]");
+  const box = dice && document.querySelector("#generate-prompt textarea");
+  if (!box) return;
+  const ideas = JSON.parse(dice.dataset.ideas).filter((idea) => idea !== box.value);
+  // As if typed: Ctrl + Z brings the old text back.
+  box.focus();
+  box.select();
+  document.execCommand("insertText", false, ideas[Math.floor(Math.random() * ideas.length)]);
+});

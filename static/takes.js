@@ -151,10 +151,14 @@
 
     // What a take of this run has in its menu; `of` adds to a button's text which take it is about.
     const ways = (card, number, act) => [
-      ...["more", "retake", "timed"]
+      ...["finish", "retake", "timed"]
         .filter((name) => name !== "timed" || card.can_be_timed)
+        .filter((name) => name !== "finish" || card.is_draft)
         .map((name) => act(texts[name], () => trigger("submit", { name, number }), { class: `starts ${name}` })),
-      ...Object.entries(uses).map(([use, label]) => act(label, () => trigger("select", { use, number }))),
+      act(texts.settings, () => trigger("edit", { settings: card.settings, number }), { class: "settings" }),
+      ...Object.entries(uses)
+        .filter(([use]) => use !== "extend")
+        .map(([use, label]) => act(label, () => trigger("select", { use, number }))),
       make("label", { class: "formats" }, [
         texts.format,
         make(
@@ -180,8 +184,16 @@
       ),
     ];
 
+    // What is done most with a take; the download is at its head.
+    const verbs = (number, act) =>
+      make("div", { class: "verbs" }, [
+        act(texts.more, () => trigger("submit", { name: "more", number }), { class: "starts more" }),
+        act(texts.extend, () => trigger("select", { use: "extend", number })),
+      ]);
+
     const former = (card, act) => [
       again(card, act),
+      act(texts.settings, () => trigger("edit", { settings: card.settings })),
       act(texts.remove, () => {
         keep(stored().filter(({ id }) => id !== card.id));
         earlier();
@@ -228,6 +240,7 @@
             menu(of(texts.menu), number ? ways(card, number, act) : former(card, act)),
           ]),
           !card.gone && line,
+          number && !card.gone && verbs(number, act),
           card.gone && make("p", { class: "gone", text: texts.gone }),
           card.unheard && make("p", { class: "gone unheard", role: "status", text: texts.unheard }),
           card.best && make("p", { class: "best", text: card.best }),

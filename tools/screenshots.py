@@ -121,9 +121,11 @@ def walk(
             part("source").locator("input[type=file]").set_input_files(song)
             part("source").locator("time").last.wait_for(state="attached")
         fold(page, mode, opened=False)
-    part("panel").get_by_role("button", name=CHIPS[mode], exact=True).click()
-    if mode == "generate":  # there it only plays
-        part("like").click()
+    if mode == "generate":
+        part("shelf").get_by_role("button", name=f"Play {CHIPS[mode]}").click()
+        part("shelf").get_by_role("button", name=f"Make one like “{CHIPS[mode]}”").click()
+    else:
+        part("panel").get_by_role("button", name=CHIPS[mode], exact=True).click()
     if mode == "edit":
         part("start").locator("input").fill("1")
         part("end").locator("input").fill("2.5")

@@ -49,6 +49,8 @@ SHARED = {
         (LoraChoice(source="org/jazz:a.safetensors", weight=1),),
     ),
 }
+# The buttons of a take that are not in its menu.
+VERBS = {"More like this": "More like this", "Use in Extend": "Extend"}
 # Each folded group, with a field that shows whether it is open.
 FOLDS = {"details": "takes", "advanced": "options.timbre_token"}
 LYRICS_FOLDS = {"advanced": "seed"}
@@ -223,7 +225,11 @@ class Tab:
         expect(self.take(number)).to_have_attribute("data-seed", str(seed))
 
     def way(self, name: str, number: int = 1) -> Locator:
-        """Open the menu of a take and return the button in it."""
+        """Return a button of a take, from its menu, which it opens, unless it is one of those that are in sight."""
+        if name in VERBS:
+            name = VERBS[name]
+            verbs = self.take(number).locator(".verbs")
+            return verbs.get_by_role("button", name=f"{name}, take {number}", exact=True)
         menu = self.take(number).locator(".menu")
         if menu.get_attribute("open") is None:
             menu.locator("summary").click()

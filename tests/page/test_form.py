@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 import page_fields
 import page_form
-import tooltips
+import page_generate
 from limits import INSTRUMENTAL
 from params import parse_request
 from tests.page.steps import SHARED, Tab, fits, read, violations
@@ -122,31 +122,43 @@ def test_an_example_plays_and_fills_the_form_only_if_it_is_asked_to(page: Page, 
     opened.unfold()
     opened.set("prompt", "type", "my own words")
     opened.set("bpm", "type", "200")
-    like = page.locator("#generate-like")
+    shelf = opened.part("shelf")
     undo = page.locator("#generate-examples-undo")
     for name, example in page_fields.EXAMPLES["generate"].items():
-        page.get_by_role("button", name=name, exact=True).click()
-        expect(like).to_have_text(tooltips.LIKE_THIS.format(name=name))
+        shelf.get_by_role("button", name=f"Play {name}", exact=True).click()
         expect(page.locator(".foot-player")).to_contain_text(name)
         page.wait_for_function("() => document.querySelector('#studio-audio').currentTime > 0")
         expect(opened.text("prompt")).to_have_value("my own words")
-        like.click()
+        shelf.get_by_text("Make one like this").and_(shelf.locator(":visible")).click()
         expect(opened.text("prompt")).to_have_value(example["prompt"])
         undo.click()
         expect(opened.text("prompt")).to_have_value("my own words")
         expect(opened.text("bpm")).to_have_value("200")
         expect(undo).to_be_hidden()
-        like.click()
-        expect(opened.text("prompt")).to_have_value(example["prompt"])
-        request = opened.made(fake)
-        for field, value in {**page_form.SONG, "duration": None, **example}.items():
-            expected = int(value) if field == "bpm" and value else value
-            if field == "lyrics":
-                # Section names of other languages are sent as the model knows them.
-                expected = parse_request("generate", {"prompt": "a song", "lyrics": value}).lyrics
-            assert (read(request, field) or "") == (expected or ""), field
-        undo.click()
-        expect(undo).to_be_hidden()
+    # The dice writes into the box, which the browser can undo.
+    opened.part("dice").get_by_role("button").click()
+    assert opened.text("prompt").input_value() in page_generate.IDEAS
+    page.keyboard.press("Control+z")
+    expect(opened.text("prompt")).to_have_value("my own words")
+    shelf.get_by_text("Make one like this").and_(shelf.locator(":visible")).click()
+    expect(opened.text("prompt")).to_have_value(example["prompt"])
+    request = opened.made(fake)
+    for field, value in {**page_form.SONG, "duration": None, **example}.items():
+        expected = int(value) if field == "bpm" and value else value
+        if field == "lyrics":
+            # Section names of other languages are sent as the model knows them.
+            expected = parse_request("generate", {"prompt": "a song", "lyrics": value}).lyrics
+        assert (read(request, field) or "") == (expected or ""), field
+    # The songs take its place.
+    expect(shelf).to_be_hidden()
+
+
+def test_every_idea_and_every_example_is_a_song():
+    assert len(set(page_generate.IDEAS)) == 40
+    for idea in page_generate.IDEAS:
+        assert parse_request("generate", {"prompt": idea}).prompt == idea
+    for example in page_fields.EXAMPLES["generate"].values():
+        assert parse_request("generate", example).prompt
 
 
 # --- two faces ----------------------------------------------------------------------------------------------------
@@ -169,6 +181,10 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, 
         assert box["y"] >= 0 and box["y"] + box["height"] <= foot
     for hidden in ("lyrics", "duration", "details", "advanced", "polish", "inspire", "reset"):
         expect(opened.part(hidden)).to_be_hidden()
+    expect(opened.part("shelf").get_by_role("button", name="Play Folk duet")).to_be_visible()
+    expect(opened.part("dice").get_by_role("button")).to_be_visible()
+    controls = opened.part("panel").locator("button, input, textarea, a, summary")
+    assert len([each for each in controls.all() if each.is_visible()]) <= 20
     assert page.evaluate("scrollY") == 0
     assert fits(page)
     assert violations(page) == []

@@ -160,7 +160,7 @@ def test_takes_are_compact_cards_with_pictures_that_seek_by_keys_and_by_clicking
     assert len(set(pictures)) == 3 and all(
         each.startswith("data:image/webp;base64,") for each in pictures
     )
-    assert sum(card.bounding_box()["height"] for card in cards.all()) < 500
+    assert sum(card.bounding_box()["height"] for card in cards.all()) < 600
     expect(generate.way("Retake", 3)).to_be_visible()
     page.keyboard.press("Escape")
     expect(generate.take(3).locator(".sheet")).to_be_hidden()
@@ -305,6 +305,24 @@ def test_the_menu_makes_takes_again_and_more_like_one_and_leaves_the_form(genera
     assert (first.seed, fake.requests[-1]) == (41, first.model_copy(update={"seed": -1}))
     expect(generate.text("prompt")).to_have_value("something else by now")
     expect(generate.part("message")).to_contain_text("a new seed")
+    # Its settings can be had in the form.
+    generate.way("Use these settings").click()
+    expect(generate.text("prompt")).to_have_value(first.prompt)
+    generate.part("undo").click()
+    expect(generate.text("prompt")).to_have_value("something else by now")
+    # A draft is finished with its own seed.
+    expect(generate.way("Finish in best quality")).to_have_count(0)
+    generate.set("quality", "pick", "Draft, 20 steps")
+    draft = generate.made(fake)
+    best = 100 * (fake.songs + 1)
+    generate.way("Finish in best quality").click()
+    generate.has(best, 2)
+    asked = {"quality": "best", "seed": best - 100, "takes": 1}
+    assert fake.requests[-1].model_copy(update={"options": draft.options}) == draft.model_copy(
+        update=asked
+    )
+    expect(generate.part("message")).to_contain_text(tooltips.FINISHED_BEST)
+    generate.set("quality", "pick", "Standard, 50 steps")
     # It can be cancelled, and fail, and the takes stay.
     fake.script = fake.endless
     generate.way("Retake").click()
