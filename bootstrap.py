@@ -33,8 +33,15 @@ DEFAULTS = {
     "GRADIO_HEARTBEAT_INTERVAL": "10",  # seconds: proxies close connections that stay silent
 }
 
+# The official song models by what they were trained for.
+CHECKPOINTS = {
+    "sft": "ACE-Step/acestep-v15-xl-sft-diffusers",
+    "turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
+    "base": "ACE-Step/acestep-v15-xl-base-diffusers",
+}
 REPOSITORIES = {  # variable -> the default repositories of its model
-    "ACE_STUDIO_MODEL": ("ACE-Step/acestep-v15-xl-sft-diffusers",),
+    "ACE_STUDIO_MODEL": (CHECKPOINTS["sft"],),
+    "ACE_STUDIO_MODELS": (CHECKPOINTS["sft"], CHECKPOINTS["turbo"]),
     "ACE_STUDIO_PLANNER": ("ACE-Step/Ace-Step1.5",),
     "ACE_STUDIO_LYRICS": ("Qwen/Qwen2.5-7B-Instruct", "mlx-community/Qwen2.5-7B-Instruct-4bit"),
 }
@@ -171,17 +178,16 @@ def wanted_repositories(environ: MutableMapping[str, str]) -> list[str]:
     wanted: list[str] = []
     for variable, standard in REPOSITORIES.items():
         asked = environ.get(variable, "").strip()
-        parts = asked.split("/")
         if not asked:
             wanted += standard
-        elif (
-            asked.lower() not in ("preview", "random", "off")
-            and len(parts) > 1
-            and all(parts)
-            and parts[0][0] not in ".~"
-        ):
-            wanted.append("/".join(parts[:2]))
-    return wanted
+        names = asked.split(",") if variable == "ACE_STUDIO_MODELS" else [asked]
+        for name in names:
+            name = name.strip()
+            name = CHECKPOINTS.get(name.lower(), name)
+            parts = name.split("/")
+            if len(parts) > 1 and all(parts) and parts[0][0] not in ".~":
+                wanted.append("/".join(parts[:2]))
+    return list(dict.fromkeys(wanted))
 
 
 def _use_writable_cache(environ: MutableMapping[str, str], home: Path, caches: list[Path]) -> Path:

@@ -3,7 +3,8 @@
 huggingface_hub (2.4) deletes a partial file when a download breaks off, and cannot be stopped
 within a file of several gigabytes. So this module streams the bytes into its documented cache
 layout: first into `blobs/<hash>.incomplete`, which becomes the blob if its hash is right. Once all
-blobs exist, `snapshots/<commit>` links to them.
+blobs exist, `snapshots/<commit>` links to them. A file that another model in the cache has is
+linked, not fetched.
 """
 
 from __future__ import annotations
@@ -244,6 +245,8 @@ class Fetch:
             raise StudioError("cancelled", "The download was stopped.")
 
     def _measure(self) -> None:
+        for file in self.files:
+            self._link_known(file)
         self._total = sum(file.size for file in self.files)
         self._done = sum(self._present(file) for file in self.files)
         self.storage.mkdir(parents=True, exist_ok=True)
@@ -266,6 +269,22 @@ class Fetch:
 
     def _partial(self, file: RepoFile) -> Path:
         return self._blob(file).with_name(f"{file.hash}.incomplete")
+
+    def _link_known(self, file: RepoFile) -> None:
+        """Link a file that another model has in the cache already: equal hashes are equal files."""
+        blob = self._blob(file)
+        if _size(blob) == file.size:
+            return
+        for known in Path(constants.HF_HUB_CACHE).glob(f"models--*/blobs/{file.hash}"):
+            if known == blob or _size(known) != file.size:
+                continue
+            # A disk without such links gets the file from the hub.
+            with contextlib.suppress(OSError):
+                blob.parent.mkdir(parents=True, exist_ok=True)
+                blob.unlink(missing_ok=True)
+                os.link(known.resolve(), blob)
+                self._partial(file).unlink(missing_ok=True)
+                return
 
     def _present(self, file: RepoFile) -> int:
         if _size(self._blob(file)) == file.size:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import platform
 import re
@@ -23,14 +24,17 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 import lyrics_small
-from bootstrap import REPOSITORIES, on_zerogpu
+from bootstrap import CHECKPOINTS, REPOSITORIES, on_zerogpu
 from events import Problem, StudioError
-from limits import ACTIONS, is_folder_name, shown
+from limits import ACTIONS, is_folder_name, parse_model, shown
 from model_config import config_flaw, layers_flaw
 from model_hub import INDEX, PARTS, is_repo_id
 from record import ModelEntry
 
+log = logging.getLogger("studio")
+
 MODEL_VARIABLE = "ACE_STUDIO_MODEL"
+MODELS_VARIABLE = "ACE_STUDIO_MODELS"
 PLANNER_VARIABLE = "ACE_STUDIO_PLANNER"
 LYRICS_VARIABLE = "ACE_STUDIO_LYRICS"
 # The problems' codes of a planner that is missing, or switched off.
@@ -49,12 +53,6 @@ RANDOM_MODELS = {
 }
 (DEFAULT_MODEL,) = REPOSITORIES[MODEL_VARIABLE]
 DEFAULT_MODEL_GB = 11.5
-# The official checkpoints by their names in a request.
-CHECKPOINTS = {
-    "sft": "ACE-Step/acestep-v15-xl-sft-diffusers",
-    "turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
-    "base": "ACE-Step/acestep-v15-xl-base-diffusers",
-}
 MODEL_FIELD = "options.model"
 (UMBRELLA,) = REPOSITORIES[PLANNER_VARIABLE]
 # The planner's folder in the umbrella repository; the variable need not name it.
@@ -121,6 +119,26 @@ def find_weights() -> Weights:
     if found.folder or asked or on_zerogpu():
         return found
     return _built_in_engine(found.problem)
+
+
+def names_to_place() -> list[str]:
+    """Return the names of the song models that ZeroGPU's cards get besides the studio's own, if they are here."""
+    asked = _asked(MODELS_VARIABLE) or "sft,turbo"
+    names = []
+    for name in filter(None, map(str.strip, asked.split(","))):
+        try:
+            names.append(parse_model(name))
+        except ValueError:
+            log.warning("%s names %s, which is no model", MODELS_VARIABLE, shown(name))
+    return names
+
+
+def not_placed(found: Weights) -> Weights:
+    """Return a song model without its folder: on ZeroGPU only what was placed at start makes songs."""
+    message = f"The song model {found.model_id} is not loaded on this Space."
+    hint = f"Its owner can name it in {MODELS_VARIABLE} and preload it."
+    problem = Problem("weights_missing", message, MODEL_FIELD, hint)
+    return replace(found, folder=None, source="none", problem=problem)
 
 
 def find_model(name: str, own: Weights) -> Weights:

@@ -35,6 +35,8 @@ from model_weights import (
     find_weights,
     has_audio_codes,
     missing_model,
+    names_to_place,
+    not_placed,
 )
 from record import ModelEntry
 from status import LanguageModelStatus, State
@@ -112,6 +114,7 @@ class Models:
         self._chosen: Weights | None = None
         self._found: dict[str, Weights] = {}  # by the name in a request
         self._bytes: dict[Weights, int] = {}
+        self._placed: tuple[Weights, ...] | None = None  # on ZeroGPU, once it has been done
         self.load_seconds = 0.0  # that building the pipeline took
         self.layout = Layout()
         # What selfcheck.py has switched off on this machine: the name of each, and why in words.
@@ -140,6 +143,12 @@ class Models:
 
     def find(self, name: str) -> Weights:
         """Return the song model that a request calls `name`, with its problem if it is not here."""
+        found = self._look_for(name)
+        if self._placed is None or found.folder is None or found in self._placed:
+            return found
+        return not_placed(found)
+
+    def _look_for(self, name: str) -> Weights:
         found = self._found.get(name)
         if not name or found is None or found.folder is None:
             found = find_model(name, self.weights)
@@ -150,7 +159,7 @@ class Models:
         """Return the checkpoint whose parts for audio codes `weights` uses, None if it has its own or there is none."""
         if weights.folder is None or has_audio_codes(weights):
             return None
-        sft = self.find("sft")
+        sft = self._look_for("sft")
         if model_parts.can_lend(sft, weights):
             return sft
         return None
@@ -241,7 +250,9 @@ class Models:
             if pipe is not None:
                 self._others[former] = pipe
             self._pipe = self._others.pop(weights, None)
-            self._is_aside = self._pipe is not None and not self.layout.in_parts
+            # A lent card has all of them at any time.
+            stays = self.layout.in_parts or on_zerogpu()
+            self._is_aside = self._pipe is not None and not stays
             self._chosen = weights
             return pipe
 
@@ -314,8 +325,20 @@ class Models:
             return self.known_device
 
     def load_all(self) -> None:
-        """Load every model; the status reports a planner or a songwriter that cannot be loaded."""
+        """Load every model; the status reports a planner or a songwriter that cannot be loaded.
+
+        Later songs are made by the song models that were placed now, and by no others.
+        """
         self.pipeline()
+        own = self.weights
+        for name in names_to_place():
+            weights = self._look_for(name)
+            if weights.folder is not None and weights.engine == own.engine:
+                self.use(weights)
+                self.pipeline()
+        if on_zerogpu():
+            self._placed = (self.current, *self.others)
+        self.use(own)
         for slot in (self.planner, self.lyrics):
             with contextlib.suppress(StudioError):
                 slot.get()

@@ -18,7 +18,9 @@ import app
 import backend
 import planner
 import planner_decoding
+from model_weights import CHECKPOINTS
 from tests.engine.calls import FAST, RATE, SECONDS, TASKS
+from tools.random_models import make_relative
 
 ON = {"ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
 
@@ -26,6 +28,20 @@ ON = {"ACE_STUDIO_PLANNER": "random", "ACE_STUDIO_LYRICS": "random"}
 @pytest.fixture(scope="session", autouse=True)
 def made(tiny: Path) -> None:
     """Make sure the random song model exists before a test loads it."""
+
+
+@pytest.fixture(scope="session")
+def shelf(tiny_xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models with the three checkpoints: turbo has the VAE of SFT, base another one."""
+    folder = tmp_path_factory.mktemp("shelf")
+    for kind, repo in CHECKPOINTS.items():
+        place = folder / repo
+        place.parent.mkdir(exist_ok=True)
+        if kind == "sft":
+            place.symlink_to(tiny_xl)
+        else:
+            make_relative(place, tiny_xl, kind)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from gradio_client.exceptions import AppError, ValidationError
 import estimate
 import gpu_zero
 from limits import AUTOMATIC_GPU_SECONDS
+from model_weights import CHECKPOINTS
 from params import parse_request, settle
 from runs import GONE_SECONDS
 from tests.engine.adapters import write_adapter
@@ -74,6 +75,33 @@ def failed(job) -> AppError:
 
 def samples(files: list[dict]):
     return soundfile.read(files[0]["path"])[0]
+
+
+# --- several models -----------------------------------------------------------------------------------------------
+
+
+@slow
+def test_two_models_are_placed_at_the_start_and_a_third_one_is_refused(
+    tmp_path_factory, tiny, shelf
+):
+    folder = tmp_path_factory.mktemp("models")
+    models = {"ACE_STUDIO_MODEL": CHECKPOINTS["sft"], "ACE_STUDIO_MODELS": "sft, turbo"}
+    for space in open_space(folder, tiny, ZEROGPU_SHELF=str(shelf), **models):
+        client = space.client()
+        states = client.predict(api_name="/capabilities")["models"]
+        assert [(each["name"], each["state"]) for each in states] == [
+            ("sft", "loaded"),
+            ("turbo", "loaded"),
+            ("base", "missing"),
+        ]
+        for model in ("turbo", "sft", "turbo"):
+            _, record = made(song(client, options={"model": model, "plan": False}))
+            assert record["model"]["id"] == CHECKPOINTS[model]
+            assert record["sampling"]["turbo"] == (model == "turbo")
+        first, second, third = [facts["transformer"] for facts in space.facts()]
+        assert first == third != second
+        with pytest.raises(ValidationError, match="is not loaded on this Space"):
+            made(song(client, options={"model": "base"}))
 
 
 # --- a song -------------------------------------------------------------------------------------------------------

@@ -16,21 +16,6 @@ from model_weights import CHECKPOINTS, OPTIONAL_PARTS
 from params import parse_request
 from tests.engine.adapters import write_adapter
 from tests.engine.songs import samples_of, wait_for_turn
-from tools.random_models import make_relative
-
-
-@pytest.fixture(scope="module")
-def shelf(tiny_xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models with the three checkpoints: turbo has the VAE of SFT, base another one."""
-    folder = tmp_path_factory.mktemp("shelf")
-    for kind, repo in CHECKPOINTS.items():
-        place = folder / repo
-        place.parent.mkdir(exist_ok=True)
-        if kind == "sft":
-            place.symlink_to(tiny_xl)
-        else:
-            make_relative(place, tiny_xl, kind)
-    return folder
 
 
 @pytest.fixture

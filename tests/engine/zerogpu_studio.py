@@ -158,6 +158,8 @@ def main() -> None:
 
     # The tests compare with the random checkpoint; the studio loads its models as soon as it is imported.
     model_weights.BUILT_IN[model_weights.MODEL_VARIABLE] = Path(os.environ["ZEROGPU_MODEL"])
+    if shelf := os.environ.get("ZEROGPU_SHELF"):
+        model_weights.MODELS_FOLDER = Path(shelf)
     import app
     import backend
     import beat

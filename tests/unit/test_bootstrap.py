@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 import bootstrap
+from bootstrap import CHECKPOINTS
 from model_weights import DEFAULT_MLX_SONGWRITER, DEFAULT_SONGWRITER, UMBRELLA, snapshot_revision
 from tests.program import ROOT
 
@@ -220,12 +221,16 @@ def test_models_named_in_the_variables_are_linked_unless_switched_off(home, hub)
     run(
         home,
         ACE_STUDIO_MODEL="me/other",
+        ACE_STUDIO_MODELS="turbo, preview",
         ACE_STUDIO_PLANNER="me/planners/small",
         ACE_STUDIO_LYRICS="off",
     )
     models = home / "studio" / "models"
     assert sorted(models.glob("*/*")) == [models / "me" / "other", models / "me" / "planners"]
     assert DEFAULT_MLX_SONGWRITER in bootstrap.wanted_repositories({})
+    named = {"ACE_STUDIO_MODELS": "base, me/third"}
+    assert {CHECKPOINTS["base"], "me/third"} <= {*bootstrap.wanted_repositories(named)}
+    assert CHECKPOINTS["turbo"] in bootstrap.wanted_repositories({})
     for value in ("preview", "off", "~/model", "/model", "model", "a//b"):
         assert bootstrap.wanted_repositories(dict.fromkeys(bootstrap.REPOSITORIES, value)) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import backend
 import model_hub
 import models
 from events import Done, Progress, StudioError
+from limits import size_text
 from model_weights import find_planner, find_weights
 from params import parse_request
 from tests.unit.fake_hub import COMMIT, PIECE, FakeHub, serving, use_hub
@@ -86,6 +88,24 @@ def test_a_download_brings_what_the_pipeline_needs_and_is_found(server, home, mo
     asked = len(server.asked)
     assert not any(event.note for event in fetch())
     assert len(server.asked) == asked  # nothing is fetched twice
+
+
+def test_a_second_model_fetches_only_what_the_first_one_does_not_have(server, home, monkeypatch):
+    fetch()
+    own = {TRANSFORMER: server.files[TRANSFORMER] + b"of its own"}
+    with serving(monkeypatch, "studio/turbo", server.files | own) as other:
+        events = fetch(repo="studio/turbo")
+        assert other.fetched == [TRANSFORMER]
+        size = sum(len(content) for name, content in server.files.items() if name not in OTHERS)
+        known = size_text(size - len(server.files[TRANSFORMER]))
+        assert any(f"{known} of it are already here" in event.note for event in events)
+    # Both stay whole without the other one.
+    first, second = (model_hub.storage_of(repo) for repo in (REPO, "studio/turbo"))
+    whole = model_hub.storage_of(REPO) / "snapshots" / COMMIT / "vae"
+    vae = sum(path.stat().st_size for path in whole.iterdir())
+    shutil.rmtree(first)
+    left = second / "snapshots" / COMMIT / "vae"
+    assert sum(path.stat().st_size for path in left.iterdir()) == vae
 
 
 @pytest.fixture
