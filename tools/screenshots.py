@@ -26,7 +26,13 @@ TABS = ("generate", "cover", "extend", "edit", "lyrics")
 THEMES = ("dark", "light")
 WIDTHS = {1280: 900, 390: 844}
 """Widths of the window with the height of each, in CSS pixels."""
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = (
+    "chromium-headless-shell",
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+)
 FLAGS = (
     "--no-sandbox",
     "--disable-dev-shm-usage",

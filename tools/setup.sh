@@ -372,7 +372,8 @@ is_alive() { # process; kill says no for another user's process as well
 
 installed_browser() { # prints the path of a Chromium or Chrome that runs
     local name path
-    for name in chromium chromium-browser google-chrome google-chrome-stable \
+    # The headless shell is Chromium without the browser's own windows: the page tests take a fifth less time with it.
+    for name in chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable \
         "/Applications/Chromium.app/Contents/MacOS/Chromium" \
         "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" \
         "${HOME:-}/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"; do
@@ -389,14 +390,19 @@ install_chromium() {
     local log
     command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || return 0
     say "Installing chromium for the page tests (apt-get)"
-    # The fonts are only recommended by chromium; without them text has no width.
     log=$(
         {
             apt-get -o DPkg::Lock::Timeout=120 update &&
-                DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends \
-                    chromium fonts-liberation fonts-dejavu-core
+                # An older Debian has no package of the headless shell alone.
+                { install_packages chromium-headless-shell || install_packages chromium; }
         } </dev/null 2>&1
     ) || say "$log" "apt-get could not install chromium."
+}
+
+install_packages() { # a browser
+    # The fonts are only recommended by it; without them text has no width.
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends \
+        "$1" fonts-liberation fonts-dejavu-core
 }
 
 # --- what checks the JavaScript --------------------------------------------------------------------------------------

@@ -123,12 +123,18 @@ def test_the_named_browser_or_one_that_runs_is_passed_to_the_tests(clone: Clone)
     assert browser(clone)[0] == str(chrome)
 
 
-def test_root_on_debian_installs_chromium(clone: Clone) -> None:
+@pytest.mark.parametrize(
+    ("offered", "installed"),
+    [("chromium", "chromium-headless-shell"), ("'chromium '", "chromium")],
+)
+def test_root_on_debian_installs_chromium(clone: Clone, offered: str, installed: str) -> None:
+    """An older Debian has `chromium` alone: apt-get refuses the package of the headless shell."""
     (clone.bin / "chromium").unlink()
     clone.command("id", "echo 0")
-    install = f"ln -s {shutil.which('true')} {clone.bin}/chromium"
-    clone.command("apt-get", f'[[ "$*" != *" install "*chromium* ]] || {install}')
-    assert browser(clone)[0] == f"{clone.bin}/chromium"
+    install = f"ln -s {shutil.which('true')} {clone.bin}/{installed}"
+    body = f'[[ "$*" != *" install "* ]] || {{ [[ "$*" == *{offered}* ]] && {install}; }}'
+    clone.command("apt-get", body)
+    assert browser(clone)[0] == f"{clone.bin}/{installed}"
 
 
 @pytest.mark.parametrize(
