@@ -42,10 +42,12 @@ if find_node; then
     (cd tests/javascript && npm run --silent test) || failed="$failed, node --test"
 fi
 say "pytest"
-# -rsfE lists at the end what was skipped, and last of all what failed. A worker for each core, up to four, takes file
-# after file.
+# A worker for each core and one more, up to four: the page tests wait for their browser a third of the time.
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+workers=$((cores < 3 ? cores + 1 : 4))
+# -rsfE lists at the end what was skipped, and last of all what failed. Each worker takes file after file.
 status=0
-"$VENV/bin/python" -m pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" ||
+"$VENV/bin/python" -m pytest -rsfE --durations 10 -n $workers --dist loadfile --no-loadscope-reorder "$@" ||
     status=$?
 case $status in
 0) ;;

@@ -141,15 +141,19 @@ def most_placed(studio, monkeypatch):
     monkeypatch.setattr(model_memory, "_bytes_a_number", lambda part, device: 2)
     built = weakref.WeakSet()  # whatever was loaded and is still there, in use or not
     found = [0]
+    card = torch.device(KIND).type
 
     def look(module, inputs):
+        # The own table: Module.parameters() takes ten times as long, and this runs before each layer.
+        if not module._parameters:
+            return
         built.add(module)
-        seen = {}
+        placed = {}
         for each in built:
-            for parameter in each.parameters(recurse=False):
-                if parameter.device.type == torch.device(KIND).type:
-                    seen[id(parameter)] = parameter.nbytes
-        found[0] = max(found[0], sum(seen.values()))
+            for parameter in each._parameters.values():
+                if parameter is not None and parameter.device.type == card:
+                    placed[id(parameter)] = parameter.nbytes
+        found[0] = max(found[0], sum(placed.values()))
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
 
@@ -168,6 +172,7 @@ def most_placed(studio, monkeypatch):
 def test_over_a_sequence_no_more_weights_are_on_the_card_than_the_plan_counted(
     other_card, studio, most_placed, tmp_path, plan
 ):
+    """The card's tensors refuse those of the processor, so each part is there when it works."""
     options = {"memory_plan": plan, "steps": 2}
     source = a_source(tmp_path, 5)
     cover = {"prompt": "calm piano", "source": source, "options": options}
@@ -180,8 +185,11 @@ def test_over_a_sequence_no_more_weights_are_on_the_card_than_the_plan_counted(
         assert 0 < used <= counted, (used, counted)
 
     for planned in (False, True):
-        done(studio, options={**options, "plan": planned})
+        made = done(studio, options={**options, "plan": planned})
+        assert made.record["plan"]["used"] == planned and made.record["memory_plan"] == plan
         placed()
+    done(studio, "cover", **cover)
+    placed()
     events = studio.stream(parse_request("cover", cover))
     # Cancelled while the transformer is there.
     next(event for event in events if getattr(event, "stage", "") == "steps" and event.step)
@@ -192,20 +200,6 @@ def test_over_a_sequence_no_more_weights_are_on_the_card_than_the_plan_counted(
     placed()
     done(studio, "lyrics", brief="rain", options=SHORT)
     placed()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("plan", ["offload", "swap", "fp8"])
-def test_weights_are_on_the_card_when_they_are_used(other_card, studio, tmp_path, plan):
-    source, options = a_source(tmp_path, 5), {"memory_plan": plan}
-    known = {"bpm": 120, "key": "A minor", "time_signature": "4"}
-    planned = done(studio, **known, options={**options, "plan": True})
-    assert planned.record["plan"]["used"] and planned.record["memory_plan"] == plan
-    for mode, values in (
-        ("cover", {"prompt": "calm piano", "source": source, "options": {**options, "steps": 2}}),
-        ("lyrics", {"brief": "rain", "options": {"max_tokens": 16}}),
-    ):
-        done(studio, mode, **values)
 
 
 def test_one_part_at_a_time_is_on_the_device(tiny, card):

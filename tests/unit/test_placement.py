@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,6 @@ import torch
 import model_memory
 from model_memory import GB
 from tests.ledger import Ledger
-
-
-@pytest.fixture(autouse=True)
-def quick_collection() -> Iterator[None]:
-    """Let the collections of garbage, of which each change of plan needs one, pass over what the test did not make."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
 
 LONG = {"duration": 240.0, "takes": 4}
 UNPLANNED = {"options": {"plan": False}}

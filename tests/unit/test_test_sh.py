@@ -11,9 +11,12 @@ import pytest
 
 from tests.unit.clone import BASH, Clone
 
-PYTEST = (
-    "pytest -rsfE --durations 10 -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder"
-)
+
+def pytest_with(workers: int) -> str:
+    return f"pytest -rsfE --durations 10 -n {workers} --dist loadfile --no-loadscope-reorder"
+
+
+PYTEST = pytest_with(3)  # the clone does not know how many cores there are
 NUMBERS = "pytest --slow -m numbers and not gpu and not matrix -q"
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,15 @@ def test_the_linter_runs_first_and_the_size_and_other_arguments_reach_pytest(clo
     code, chosen = clone.run("test.sh", "--slow", "-k", "key or bpm")
     assert code == 0 and clone.log()[-1] == f"{PYTEST} --slow -k key or bpm"
     assert fast != chosen and "pytest was given -k key or bpm" in chosen
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 2), (2, 3), (64, 4)])
+def test_there_is_a_worker_more_than_cores_and_four_at_most(
+    clone: Clone, cores: int, workers: int
+) -> None:
+    clone.command("getconf", f"echo {cores}")
+    clone.run("test.sh")
+    assert clone.log()[-1] == pytest_with(workers)
 
 
 def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clone) -> None:
