@@ -16,6 +16,7 @@ from playwright.sync_api import Page, expect
 
 import audio_export
 import lora_format
+import tooltips
 from limits import LIMITS, SAMPLE_RATE
 from tests.page.loras import Panel, write
 from tests.page.steps import Tab, expect_plain
@@ -37,22 +38,27 @@ def fill_in(opened: Tab, **values: str) -> Tab:
 def test_a_song_is_made_and_played(server: str, visit, tab, monkeypatch):
     monkeypatch.setenv("ACE_STUDIO_API_KEY", "of programs")  # the page needs none
     page: Page = visit(server)
-    made = fill_in(tab(page, "generate"))
+    # The length is automatic, and without a plan that of the lyrics; their letters name the language.
+    made = fill_in(tab(page, "generate"), duration="")
     made.set("options.plan", "tick", False)
     made.set("lyrics", "type", "[Verse]\n부드러운 빛이 내려와")
     file = made.download()
+    length = audio_export.read_record(file)["length"]
+    assert length["source"] == "lyrics"
     expect(made.part("message")).to_contain_text("Language was set to Korean")
     assert re.fullmatch(r"warm-lo-fi-piano-seed-\d+\.wav", file.name)
     info = soundfile.info(file)
     assert (info.samplerate, info.channels, info.frames, info.subtype) == (
         48_000,
         2,
-        480_000,
+        round(length["seconds"] * SAMPLE_RATE),
         "PCM_24",
     )
     made.take().get_by_role("button", name="Play take 1").click()
     player = page.get_by_role("region", name="Player")
-    expect(player.locator(".time")).to_have_text(re.compile(r"0:0[1-9] / 0:10"))
+    expect(player.locator(".time")).to_have_text(
+        re.compile(rf"0:(0[1-9]|1\d) / {tooltips.clock(length['seconds'])}")
+    )
 
 
 @pytest.mark.slow

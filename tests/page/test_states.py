@@ -30,8 +30,16 @@ def made(generate: Tab, fake: Any, prompt: str = "a song") -> None:
 
 def test_while_a_song_is_made_and_cancelled(lasting: Page, fake, tab):
     generate = tab(lasting, "generate")
-    fake.script = fake.endless
+    settled = tooltips.LENGTH_SETTLED.format(length="3:05")
+
+    def automatic(request: Any) -> Iterator[Event]:
+        yield Progress("preparing", note=settled)
+        yield from fake.endless(request)
+
+    fake.script = automatic
     generate.start()
+    # An automatic length is told once it is known, and for as long as the song is made.
+    expect(generate.progress).to_contain_text(settled)
     line = re.compile(r"Making the music, step 3 of 50, 0:0\d so far, at least 0:19 left\.")
     expect(generate.progress).to_contain_text(line)
     expect(generate.progress.locator("[aria-live=polite]")).to_be_visible()
