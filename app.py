@@ -137,6 +137,8 @@ def launch(demo: Any, port: int | None = None) -> str:
                 "routes": api_official.routes(demo.studio, demo.runs, api_chat.add_routes),
             },
         )
+    # For those who share the studio's address; Gradio has no parameter for it.
+    demo.config["simple_description"] = tooltips.DESCRIPTION
     connections.limit(demo.server.config)
     page_sessions.use_for(demo)
     if demo.mcp_server_obj:

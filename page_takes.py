@@ -380,9 +380,16 @@ def connect_settings(form: Form, result: ResultPanel, undo: Undo) -> None:
 
     def fill(pressed: gr.EventData, former: list[dict[str, Any]], *values: Any) -> Updates:
         found = page_form.settings(form.mode, pressed.settings)
+        if not found.values:
+            return {result.message: theme.notice("", tooltips.BAD_LINK)}
+        sentence = tooltips.FILLED_IN
+        if pressed.link:
+            sentence = tooltips.FROM_LINK
+            if found.reference or found.uploads or "source" in form.fields:
+                sentence = f"{sentence} {tooltips.NOT_IN_LINK}"
         kept = undo.keep(former, dict(zip(fields, values, strict=True)))
         filled = form.show({**defaults, **found.values})
-        return {**filled, **kept, result.message: theme.answer(tooltips.FILLED_IN)}
+        return {**filled, **kept, result.message: theme.answer(sentence)}
 
     held = [undo.former, *fields.values()]
     outputs = [*fields.values(), *undo.outputs, result.message]

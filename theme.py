@@ -42,6 +42,7 @@ SCRIPTS = (
     "advice",
     "loras",
     "player",
+    "recipes",
     "takes",
     "examples",
     "latest",

@@ -14,6 +14,10 @@ from typing import Any
 from status import LanguageModelStatus, Status, WorkerStatus
 
 TITLE = "ACE Music Studio"
+# what a link to the studio says where it is shared
+DESCRIPTION = (
+    "Describe a song and hear it a moment later: words, voice and music, made on one machine."
+)
 SKIP = "Skip to the studio"
 
 # --- fields ---------------------------------------------------------------------------------------
@@ -643,6 +647,8 @@ TAKES = {  # for static/takes.js; without double quotes, which its frame cannot 
     "extend": "Extend",
     "finish": "Finish in best quality",
     "settings": "Use these settings",
+    "link": "Copy a link to its recipe",
+    "share": "Share",
     "timed": "Timed lyrics",
     "timed_title": "Lyrics of take {number}, line by line",
     "lrc": "Timed lyrics as LRC",
@@ -668,6 +674,9 @@ TAKE_NOT_READ = "The studio could not be reached. Try again once you are connect
 VARIED = "Take 2 is a variation of take 1 ({percent:.0f}%). Your form has not changed."
 FINISHED_BEST = "Take 2 is take 1 in best quality. Your form has not changed."
 FILLED_IN = "The settings of this take are in the form."
+FROM_LINK = "The link has filled in this form: its settings and seeds make the same song."
+NOT_IN_LINK = "Files are not in a link: add the source, the reference or the LoRAs again."
+BAD_LINK = "This link carries no settings. Ask for it again, and copy all of it."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
 ALIGNMENT = "Alignment score {score:.2f} of 1: how clearly the song follows these words."
 NOTHING_SUNG = "The lyrics have no lines to sing."

@@ -17,6 +17,7 @@ window.studio = {};
 // What a visitor did something with, before the settings of the last visit are back: a field, or a button that fills some.
 (() => {
   const touched = new Set();
+  studio.touch = (mode) => touched.add(mode);
   studio.touched = (id) => touched.has(id) || touched.has(id.split("-")[0]);
   for (const kind of ["input", "change", "drop", "mousedown"])
     document.addEventListener(
@@ -56,6 +57,7 @@ window.studio = {};
     area.remove();
   };
 
+  studio.copy = copy;
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.("button[data-copy]");
     if (!button) return;

@@ -155,7 +155,7 @@
         .filter((name) => name !== "timed" || card.can_be_timed)
         .filter((name) => name !== "finish" || card.is_draft)
         .map((name) => act(texts[name], () => trigger("submit", { name, number }), { class: `starts ${name}` })),
-      act(texts.settings, () => trigger("edit", { settings: card.settings, number }), { class: "settings" }),
+      act(texts.settings, () => trigger("edit", { settings: card.settings, link: false }), { class: "settings" }),
       ...Object.entries(uses)
         .filter(([use]) => use !== "extend")
         .map(([use, label]) => act(label, () => trigger("select", { use, number }))),
@@ -176,6 +176,7 @@
           )
         ),
       ]),
+      ...studio.shareButtons(mode, card, act, texts),
       seed(card),
       make(
         "p",
@@ -193,12 +194,13 @@
 
     const former = (card, act) => [
       again(card, act),
-      act(texts.settings, () => trigger("edit", { settings: card.settings })),
+      act(texts.settings, () => trigger("edit", { settings: card.settings, link: false })),
       act(texts.remove, () => {
         keep(stored().filter(({ id }) => id !== card.id));
         earlier();
         fold.firstElementChild.focus();
       }),
+      ...studio.shareButtons(mode, card, act, texts),
       seed(card),
     ];
     const again = (card, act) =>
@@ -490,6 +492,7 @@
       }
     };
     player.add(mode, tracks, texts.player);
+    studio.opensRecipes(mode, (recipe) => trigger("edit", recipe));
     watch("value", receive);
     receive();
     empty();

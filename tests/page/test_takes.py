@@ -310,8 +310,29 @@ def test_the_menu_makes_takes_again_and_more_like_one_and_leaves_the_form(genera
     expect(generate.text("prompt")).to_have_value(first.prompt)
     generate.part("undo").click()
     expect(generate.text("prompt")).to_have_value("something else by now")
+    # A link brings them to a friend, whatever the browser has kept.
+    page = generate.page
+    page.evaluate("() => { studio.copy = (text) => (window.copied = text); }")
+    generate.way("Copy a link to its recipe").click()
+    page.wait_for_function("window.copied")
+    link = page.evaluate("copied")
+    assert "#recipe=generate." in link and first.prompt not in link
+    generate.set("bpm", "type", "77")
+    page.goto("about:blank")
+    page.goto(link)
+    expect(generate.text("prompt")).to_have_value(first.prompt)
+    expect(generate.part("message")).to_contain_text(tooltips.FROM_LINK)
+    generate.unfold()
+    expect(generate.text("bpm")).to_have_value("")
+    assert "#" not in page.url
+    generate.text("prompt").fill("something else by now")
+    page.evaluate("location.hash = '#recipe=generate.broken'")
+    expect(generate.part("message")).to_contain_text(tooltips.BAD_LINK)
+    page.evaluate("(link) => { location.href = link; }", link)
+    expect(generate.text("prompt")).to_have_value(first.prompt)
+    generate.part("undo").click()
+    expect(generate.text("prompt")).to_have_value("something else by now")
     # A draft is finished with its own seed.
-    expect(generate.way("Finish in best quality")).to_have_count(0)
     generate.set("quality", "pick", "Draft, 20 steps")
     draft = generate.made(fake)
     best = 100 * (fake.songs + 1)
