@@ -145,7 +145,15 @@ class Backend:
             unsupported={} if reads_codes else {"cover": NO_COVER},
             timed_lyrics=song_align.support(weights),
             workers=(
-                WorkerStatus(id=HERE, node="", pid=os.getpid(), device=device_kind, busy=busy),
+                WorkerStatus(
+                    id=HERE,
+                    node="",
+                    pid=os.getpid(),
+                    device=device_kind,
+                    busy=busy,
+                    models=tuple(each.model_id for each in self.models.held),
+                    switches=self.models.switches,
+                ),
             ),
         )
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import beat
 import bootstrap
+from bootstrap import CHECKPOINTS
 from events import Job, Outcome, Problem, Progress, StudioError
 from gpu_ray_worker import (
     NO_ROOM,
@@ -34,6 +35,7 @@ from gpu_ray_worker import (
     no_room,
     problem_of,
 )
+from params import model_of
 from status import Status, WorkerStatus
 
 log = logging.getLogger("studio")
@@ -77,6 +79,9 @@ def count_wanted() -> int:
     return 0
 
 
+HELD = 2
+
+
 @dataclass
 class Slot:
     """One worker; its latest `status` is None while it starts."""
@@ -89,6 +94,25 @@ class Slot:
     busy: bool = False
     lost: bool = False  # the studio has left the cluster
     loras: frozenset[str] = frozenset()  # the hashes of those that it holds
+    model: str = ""  # that its latest song asked for, which its status may not tell yet
+    songs: int = 0
+
+    @property
+    def holds_some(self) -> bool:
+        """Whether it holds a song model that another one would take the place of."""
+        assert self.status is not None
+        return bool(self.songs) or any(each.state == "loaded" for each in self.status.song_models)
+
+    def fit_for(self, model: str) -> int:
+        """Return how well it fits a song of `model`: 0 not on its machine, 1 there, 2 held, 3 by its latest song."""
+        assert self.status is not None
+        if self.songs and model == self.model:
+            return 3
+        for each in self.status.song_models:
+            named = model in (each.name, each.model) if model else each.own
+            if named:
+                return {"loaded": HELD, "ready": 1, "missing": 0}[each.state]
+        return 1 if model not in CHECKPOINTS else 0
 
 
 class Pool:
@@ -128,14 +152,19 @@ class Pool:
                     found += [replace(worker, busy=slot.busy) for worker in slot.status.workers]
         return tuple(found)
 
-    def take(self, loras: Collection[str]) -> Generator[Progress, None, Slot]:
-        """Return the idle worker that holds most of `loras`; raises StudioError if none comes or Ray cannot be used."""
+    def take(self, loras: Collection[str], model: str = "") -> Generator[Progress, None, Slot]:
+        """Return the idle worker that holds the song `model` and most of `loras`.
+
+        Raises StudioError if none comes or Ray cannot be used.
+        """
         alone_since = time.monotonic()
         while True:
             with self._news:
-                slot = self._idle(loras)
+                slot = self._idle(loras, model)
                 if slot is not None:
                     slot.busy = True
+                    slot.model = model
+                    slot.songs += 1
                     return slot
                 self._news.wait(beat.BEAT_SECONDS)
                 alone = not any(slot.status for slot in self._slots)
@@ -147,11 +176,22 @@ class Pool:
             self._raise_if_hopeless(problem, time.monotonic() - alone_since)
             yield Progress("starting", note=problem.text() if problem else "")
 
-    def _idle(self, loras: Collection[str]) -> Slot | None:
-        """Return the idle worker that holds most of `loras` and least besides them."""
+    def _idle(self, loras: Collection[str], model: str) -> Slot | None:
+        """Return the idle worker that fits best.
 
-        def fit(slot: Slot) -> tuple[int, int]:
-            return len(slot.loras & set(loras)), -len(slot.loras)
+        Another model costs more than a LoRA: first comes a worker that holds the song `model`, of those the
+        one that holds most of `loras` and least besides them. Where none holds it, one that has made no song
+        yet takes it before one that would have to exchange its own.
+        """
+
+        def fit(slot: Slot) -> tuple[int, bool, int, int]:
+            place = slot.fit_for(model)
+            return (
+                place,
+                place < HELD and not slot.holds_some,
+                len(slot.loras & set(loras)),
+                -len(slot.loras),
+            )
 
         idle = [slot for slot in self._slots if slot.status and not slot.busy]
         return max(idle, key=fit, default=None)
@@ -376,7 +416,7 @@ def run(
     """
     pool.start(get_status)
     for attempt in (1, 2):
-        slot = yield from pool.take({spec.info.sha256 for spec in job.loras})
+        slot = yield from pool.take({spec.info.sha256 for spec in job.loras}, model_of(job.request))
         try:
             yield from _streamed(slot, entry, job)
             return

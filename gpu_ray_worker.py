@@ -12,7 +12,7 @@ from typing import Any
 
 import bootstrap
 from events import Job, Outcome, Problem, StudioError, first_line
-from status import Status, WorkerStatus
+from status import Status
 
 log = logging.getLogger("studio")
 
@@ -53,9 +53,8 @@ class Worker:
 
         status = get_status()
         node = ray.get_runtime_context().get_node_id()[:12]
-        worker = WorkerStatus(
-            id=self._name, node=node, pid=os.getpid(), device=status.device, busy=False
-        )
+        (here,) = status.workers
+        worker = replace(here, id=self._name, node=node, busy=False)
         return replace(status, workers=(worker,))
 
     def cancel(self, name: str) -> None:

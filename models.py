@@ -114,6 +114,7 @@ class Models:
         self._chosen: Weights | None = None
         self._found: dict[str, Weights] = {}  # by the name in a request
         self._bytes: dict[Weights, int] = {}
+        self.switches = 0  # how often a job took another song model than the one before
         self._placed: tuple[Weights, ...] | None = None  # on ZeroGPU, once it has been done
         self.load_seconds = 0.0  # that building the pipeline took
         self.layout = Layout()
@@ -135,6 +136,13 @@ class Models:
         if weights == self.current:
             return self.loaded
         return weights in self._others
+
+    @property
+    def held(self) -> tuple[Weights, ...]:
+        """The song models that are loaded, the current one first."""
+        if self.loaded:
+            return (self.current, *self.others)
+        return self.others
 
     @property
     def others(self) -> tuple[Weights, ...]:
@@ -240,6 +248,7 @@ class Models:
         former = self.current
         if weights == former:
             return None
+        self.switches += 1
         if weights.engine != former.engine:
             # Another device, or other numbers on it.
             self._forget_all()

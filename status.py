@@ -76,13 +76,19 @@ class SongModelStatus:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A process that makes songs; `node` is its machine's id in a Ray cluster, "" if songs are made in this process."""
+    """A process that makes songs; `node` is its machine's id in a Ray cluster, "" if songs are made in this process.
+
+    `models` are the ids of the song models that it holds; it took another one than before in
+    `switches` of its songs.
+    """
 
     id: str
     node: str
     pid: int
     device: str
     busy: bool
+    models: tuple[str, ...] = ()
+    switches: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import gpu_ray
 import gpu_ray_worker
 import tooltips
 from events import Job, Progress, StudioError
-from status import UNKNOWN, WorkerStatus
+from status import UNKNOWN, SongModelStatus, WorkerStatus
 from tests.program import free_port, python
 
 
@@ -40,6 +40,44 @@ def test_a_space_never_uses_ray(monkeypatch, environ, found):
 def test_workers_that_are_asked_for(monkeypatch, text, count):
     monkeypatch.setenv("ACE_STUDIO_RAY_WORKERS", text)
     assert gpu_ray.count_wanted() == count
+
+
+def test_a_song_goes_to_a_worker_that_holds_its_model(monkeypatch):
+    def worker(name: str, **states: str) -> gpu_ray.Slot:
+        found = tuple(
+            SongModelStatus(kind, kind, f"org/{kind}", state, kind == "sft", 11.5, {})
+            for kind, state in states.items()
+        )
+        return gpu_ray.Slot(name, None, None, 0.0, replace(UNKNOWN, song_models=found))
+
+    pool = gpu_ray.Pool()
+    one = worker("one", sft="loaded", turbo="ready")
+    two = worker("two", sft="ready", turbo="ready", base="missing")
+    three = worker("three", sft="ready", base="ready")
+    pool._slots = [one, two, three]
+
+    def taken(model: str, *loras: str) -> str:
+        ((slot),) = [ended(pool.take(loras, model))]
+        pool.give_back(slot)
+        return slot.name
+
+    one.loras = frozenset({"x"})
+    # What another worker holds of LoRAs costs less than another model.
+    assert taken("org/turbo", "x") == "two"
+    assert taken("", "x") == taken("sft") == "one"
+    # The status does not tell yet what the latest song has loaded.
+    assert taken("turbo") == "two" and taken("base") == "three"
+    one.busy = True
+    assert taken("sft") == "three"
+
+
+def ended(events: Any) -> Any:
+    """Run a generator to its end; return its result."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return end.value
 
 
 @pytest.mark.slow
