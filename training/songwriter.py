@@ -6,7 +6,7 @@ SmolLM2 135M Instruct learns to write songs line by line, each line behind the w
      sill: Flour on the window sill
      ring: Kettle on the ring
 
-so that the writer can choose a rhyme before it writes the line (lyrics_lines.py). The lower layers stay as they are:
+so that it can choose a rhyme before it writes the line (lyrics_lines.py). The lower layers stay as they are:
 what they make of each lyric is computed once.
 
 The state (weights, Adam, running mean of the weights, log) is written every 90 s, and lyrics that were added are learnt
