@@ -1,4 +1,4 @@
-"""Hints before the click, which block nothing: token count, advice on lyrics, GPU seconds.
+"""Hints before the click, none of which blocks it: token count, advice on lyrics, GPU seconds.
 
 The model reads 256 tokens of the prompt, including instruction, BPM, key, metre and length, and
 2,048 of the lyrics.
@@ -51,21 +51,21 @@ BUDGET_FOLLOWS = (
 )
 # The fields that the advice on lyrics depends on besides the lyrics, where a tab has them.
 ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")
-SOME_SECONDS = 60.0  # stands in until there is a source; a length counts by its digits alone
+SOME_SECONDS = 60.0  # assumed until there is a source; only the digits of a length cost tokens
 # Fields that do not affect the duration, and what stands in for them while they are empty.
 STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
 
-# Not one that is instrumental in a part of it.
+# The whole song, not a part of it such as a break.
 _INSTRUMENTAL = re.compile(
     r"\binstrumental\b(?!\s+(?:break|bridge|intro|interlude|outro|part|passage|section|solo))",
     re.IGNORECASE,
 )
-LONG_PROMPT = 300
+LONG_PROMPT = 300  # characters
 CHECKED = "true"  # the value of a hint that ticks a box
 
 
 class Hint(NamedTuple):
-    """Something that often goes wrong, with the button that mends it: it puts `value` into `field`."""
+    """A sentence about something that often goes wrong; its button puts `value` into `field`."""
 
     text: str
     button: str = ""
@@ -74,10 +74,7 @@ class Hint(NamedTuple):
 
 
 class TokenCounter:
-    """Stands in for the pipeline in `song_conditions`, without loading torch.
-
-    With it the page finds the words that get cut.
-    """
+    """Stands in for the pipeline in `song_conditions`, so that the page finds cut words without torch."""
 
     def __init__(self, file: Path):
         self._tokenizer = Tokenizer.from_file(str(file))
@@ -125,7 +122,7 @@ def _load(file: Path, changed: int) -> TokenCounter:
 
 
 def prompt_budget(counter: TokenCounter, mode: str, values: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the tokens of a tab's rendered prompt, and the words of it that are not read."""
+    """Return the number of tokens of a tab's rendered prompt, and those of its words that the model does not read."""
     prompt = plain(values.get("prompt") or "")
     facts = only(values, ["key", "time_signature"])
     facts["bpm"] = number(values.get("bpm"), None)
@@ -154,7 +151,7 @@ def _sum(seconds: Iterable[float | None]) -> float | None:
 
 
 def _instruction(mode: str, values: Mapping[str, Any]) -> str:
-    """Return the model's instruction, as `modes` does."""
+    """Return the instruction that `modes` will give the model."""
     track = (values.get("track") or "").upper()
     tracks = " | ".join(values.get("tracks") or ()).upper()
     planned = values.get("options.plan")
@@ -171,7 +168,7 @@ def _instruction(mode: str, values: Mapping[str, Any]) -> str:
 
 
 def contradictions(values: Mapping[str, Any]) -> list[Hint]:
-    """Return where the prompt's tempo or key differs from the fields', at most two, and how to mend it."""
+    """Return up to two hints on a tempo or key in the prompt that differs from that in its field."""
     prompt = plain(values.get("prompt") or "")
     tempo = number(values.get("bpm"), None)
     key = values.get("key")
@@ -191,14 +188,14 @@ def contradictions(values: Mapping[str, Any]) -> list[Hint]:
 
 
 def _without(prompt: str, start: int, end: int) -> str:
-    """Return a prompt without what stands from `start` to `end`, and without the comma that goes with it."""
+    """Return a prompt without its characters from `start` to `end`, and without a comma that is left over."""
     before = re.sub(r"(\s*,\s*|\s+in\s*|\s+)$", "", prompt[:start])
     after = re.sub(r"^\s*,?\s*", "", prompt[end:])
     return ", ".join(part for part in (before, after) if part)
 
 
 def misunderstandings(values: Mapping[str, Any], kind: str) -> list[Hint]:
-    """Return what in the prompt often goes wrong with a checkpoint of this `kind`."""
+    """Return hints on what a checkpoint of this `kind` often misunderstands in a prompt."""
     prompt = values.get("prompt") or ""
     found = []
     sung = (values.get("lyrics") or "").strip() and not values.get("instrumental")
@@ -212,7 +209,7 @@ def misunderstandings(values: Mapping[str, Any], kind: str) -> list[Hint]:
 
 
 def pasted(lyrics: str, field: str) -> list[Hint]:
-    """Return what came along when the `lyrics` of a field were pasted, and how to remove it."""
+    """Return hints on what was pasted into a field along with the `lyrics`, and how to remove it."""
     found = []
     if lyrics_pasted.has_times(lyrics):
         fixed = lyrics_pasted.without_times(lyrics)
@@ -235,9 +232,9 @@ def _shown(form: Form, hints: Sequence[Hint]) -> str:
 
 
 def add_budget(form: Form) -> None:
-    """Add the line with the prompt's token count, and where the prompt contradicts the fields."""
+    """Add the line with the prompt's token count, and hints where it contradicts the fields."""
 
-    def say(values: dict[str, Any]) -> str:
+    def budget(values: dict[str, Any]) -> str:
         if not (values["prompt"] or "").strip():
             return ""
         hints = [*contradictions(values), *misunderstandings(values, form.studio.status().kind)]
@@ -248,14 +245,14 @@ def add_budget(form: Form) -> None:
         used, dropped = prompt_budget(counter, form.mode, values)
         return theme.budget(used, dropped, MAX_TEXT_TOKENS) + remarks
 
-    form.follow(html(elem_id=f"{form.mode}-tokens"), BUDGET_FOLLOWS, say)
+    form.follow(html(elem_id=f"{form.mode}-tokens"), BUDGET_FOLLOWS, budget)
 
 
 def add_advice(form: Form, box: str = "lyrics") -> None:
     """Add the line with advice on the lyrics in the field `box`."""
     is_source = box != "lyrics"
 
-    def say(values: dict[str, Any]) -> str:
+    def advice(values: dict[str, Any]) -> str:
         # A source sings its own lyrics, Instrumental or not.
         if values["instrumental"] and not is_source:
             return ""
@@ -271,13 +268,13 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
 
     name = form.element_id(box) if is_source else form.mode
     line = html(elem_id=f"{name}-advice", js_on_load=theme.script("advice"))
-    form.follow(line, (box, *ADVICE_FOLLOWS), say)
+    form.follow(line, (box, *ADVICE_FOLLOWS), advice)
 
 
 def advise(
     studio: Backend, lyrics: str | None, language: str | None, seconds: float | None = None
 ) -> str:
-    """Return the advice on lyrics as HTML; they are sung in so many `seconds`."""
+    """Return advice on lyrics that are sung within `seconds`, as HTML."""
     text = lyrics_tags.as_read((lyrics or "")[:KEPT_TEXT])[: TEXT_LIMITS["lyrics"]]
     language = language or "unknown"
     counter = token_counter(studio)
@@ -292,7 +289,7 @@ def add_seconds(form: Form) -> None:
     """Add the line with the GPU seconds, which follows the fields on ZeroGPU; call it once all fields exist."""
     line = html(elem_id=f"{form.mode}-seconds")
 
-    def say(values: dict[str, Any]) -> str:
+    def seconds(values: dict[str, Any]) -> str:
         text = seconds_text(form, values.values())
         if text:
             return theme.remark(text)
@@ -300,15 +297,12 @@ def add_seconds(form: Form) -> None:
 
     if bootstrap.on_zerogpu():
         blank = {name: component.value for name, component in form.fields.items()}
-        form.on_status(lambda status: {line: say(blank)})
-        form.follow(line, form.fields, say)
+        form.on_status(lambda status: {line: seconds(blank)})
+        form.follow(line, form.fields, seconds)
 
 
 def seconds_text(form: Form, values: Iterable[Any]) -> str:
-    """Return the GPU seconds of a tab's values, or why they are too many.
-
-    It is empty while a value is wrong.
-    """
+    """Return the GPU seconds of a tab's values, or why they are too many; "" while a value is wrong."""
     held = dict(zip(form.fields, values, strict=True))
     source = held.get("source")
     for name, stand_in in STAND_INS.items():
