@@ -123,6 +123,7 @@ def _write(path: Path, blocks: list[Any]) -> None:
 
 AT_START = "creation task"  # what Ray calls the constructor of an actor
 RETRIED = "The studio tries again every few seconds."
+PACKAGES = "Each machine needs the packages of requirements.txt; the logs of Ray have the details."
 LOGS = "The log of the studio and those of Ray have the details."
 UNREACHABLE = Problem(
     "ray_unreachable",
@@ -171,39 +172,28 @@ def is_death(error: Exception) -> bool:
 
 
 def problem_of(error: Exception) -> Problem:
-    """Return an error of Ray, or one that came through it, as a problem."""
+    """Return an error of Ray, or one that came through it, as a problem.
+
+    Ray has no types for most of its errors, so they are recognised by their texts.
+    """
     text = str(error)
     kind = type(error).__name__
     if isinstance(error, StudioError):
         return error.problem
     if isinstance(error, ImportError):
-        return Problem(
-            "ray_missing",
-            "Ray is not installed here.",
-            hint="Start the studio with ./run.sh --ray.",
-        )
+        hint = "Start the studio with ./run.sh --ray."
+        return Problem("ray_missing", "Ray is not installed here.", hint=hint)
     if "ersion mismatch" in text:
-        lines = [line.strip() for line in text.splitlines()]
-        versions = ", ".join(line for line in lines if "Ray:" in line or "Python:" in line)
-        message = (
-            "This machine and the cluster have different versions of Ray or Python: "
-            f"{versions or 'they differ.'}"
-        )
-        return Problem("ray_versions", message, hint="Install the same versions on all of them.")
+        return _other_versions(text)
     if AT_START in text:
-        hint = (
-            "Each machine needs the packages of requirements.txt; the logs of Ray have the details."
-        )
-        return Problem(
-            "ray_start", f"A worker could not start: {text.strip().splitlines()[-1]}", hint=hint
-        )
+        message = f"A worker could not start: {text.strip().splitlines()[-1]}"
+        return Problem("ray_start", message, hint=PACKAGES)
     if kind in ("ObjectStoreFullError", "OutOfDiskError"):
         hint = "Try again when fewer songs are being made, or give Ray more memory (--object-store-memory)."
         return Problem("ray_full", "The object store of the cluster is full.", hint=hint)
     if kind == "RuntimeEnvSetupError":
-        return Problem(
-            "ray_code", f"A worker could not get the studio's code: {first_line(error)}", hint=LOGS
-        )
+        message = f"A worker could not get the studio's code: {first_line(error)}"
+        return Problem("ray_code", message, hint=LOGS)
     if "timed out during startup" in text:
         hint = f"{RETRIED} A busy machine may need RAY_raylet_start_wait_time_s=120."
         return Problem("ray_start", "Ray did not start on this machine in time.", hint=hint)
@@ -215,3 +205,13 @@ def problem_of(error: Exception) -> Problem:
         f"A worker could not do its work ({kind}: {first_line(error)[:200]}).",
         hint=LOGS,
     )
+
+
+def _other_versions(text: str) -> Problem:
+    lines = [line.strip() for line in text.splitlines()]
+    versions = ", ".join(line for line in lines if "Ray:" in line or "Python:" in line)
+    message = (
+        "This machine and the cluster have different versions of Ray or Python: "
+        f"{versions or 'they differ.'}"
+    )
+    return Problem("ray_versions", message, hint="Install the same versions on all of them.")

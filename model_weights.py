@@ -76,7 +76,7 @@ Source = Literal["variable", "models", "cache", "preview", "hub", "off", "none"]
 class Weights:
     """The weights of one model.
 
-    `wanted` is what was asked for; `problem` says why something else runs, or why nothing does.
+    `wanted` is the model that the visitor named; `problem` says why another one runs, or none does.
     `source` says where `folder` is: named by the variable, in ./models, in the cache, or built in
     ("preview"); `folder` is None for "hub" (to be downloaded), "off" and "none" (missing).
     `revision` is the commit on the hub, if known. The planner may be in a folder `inside` its
@@ -289,7 +289,7 @@ def _find(
     flaw: Callable[[Path], str | None],
     asked: str | None = None,
 ) -> Weights:
-    """Look in the folder that the variable names, else in ./models and the cache.
+    """Look in the folder that the variable names, otherwise in ./models and the cache.
 
     `flaw` returns what is wrong with an existing folder. A missing repository that the variable
     names is to be downloaded, except on ZeroGPU. `asked` stands in for the variable's value.
@@ -297,7 +297,6 @@ def _find(
     if asked is None:
         asked = _asked(variable)
     wanted = asked or default
-    index = INDEX if variable == MODEL_VARIABLE else "config.json"
     repo = wanted if is_repo_id(wanted) else ""
     inside = ""
     if variable == PLANNER_VARIABLE:
@@ -305,29 +304,38 @@ def _find(
     missing = missing_model(repo, inside, variable)
     nothing = Weights(wanted, None, "none", "", engine, missing, wanted, repo, inside)
     if _is_path(asked):
-        # Unlike Path.expanduser, this keeps an unknown ~user.
-        folder = Path(os.path.expanduser(asked)).absolute()
-        holds_planner = variable == PLANNER_VARIABLE and (folder / SUBFOLDER).is_dir()
-        if holds_planner and not (folder / index).exists():
-            folder /= SUBFOLDER
-        reason = _folder_flaw(folder) or flaw(folder)
-        if reason:
-            return replace(nothing, problem=_unfit(variable, str(folder), reason))
-        return Weights(folder.name, folder, "variable", "", engine, None, folder.name)
-    if not repo:
-        others = ", preview or off"
-        if variable == MODEL_VARIABLE:
-            others = ", or preview"
-        allowed = f'a folder, a model on Hugging Face like "{default}"{others}'
-        problem = _missing(variable, f"{variable} must be {allowed}, not {shown(asked)}.")
-        return replace(nothing, problem=problem)
-    file = f"{inside}/{index}".lstrip("/")
-    cached = try_to_load_from_cache(repo, file, cache_dir=constants.HF_HUB_CACHE)
-    folders: dict[Source, Path] = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
-    if isinstance(cached, str):
-        folders["cache"] = Path(cached).parent
-    problem = missing
-    for source, folder in folders.items():
+        return _in_folder(asked, variable, nothing, flaw)
+    if repo:
+        return _in_copies(asked, variable, nothing, flaw)
+    others = ", preview or off"
+    if variable == MODEL_VARIABLE:
+        others = ", or preview"
+    allowed = f'a folder, a model on Hugging Face like "{default}"{others}'
+    problem = _missing(variable, f"{variable} must be {allowed}, not {shown(asked)}.")
+    return replace(nothing, problem=problem)
+
+
+def _in_folder(
+    path: str, variable: str, nothing: Weights, flaw: Callable[[Path], str | None]
+) -> Weights:
+    """Return the weights in the folder that a variable names, or `nothing` with the reason."""
+    # Unlike Path.expanduser, this keeps an unknown ~user.
+    folder = Path(os.path.expanduser(path)).absolute()
+    holds_planner = variable == PLANNER_VARIABLE and (folder / SUBFOLDER).is_dir()
+    if holds_planner and not (folder / _index_of(variable)).exists():
+        folder /= SUBFOLDER
+    reason = _folder_flaw(folder) or flaw(folder)
+    if reason:
+        return replace(nothing, problem=_unfit(variable, str(folder), reason))
+    return Weights(folder.name, folder, "variable", "", nothing.engine, None, folder.name)
+
+
+def _in_copies(
+    asked: str, variable: str, nothing: Weights, flaw: Callable[[Path], str | None]
+) -> Weights:
+    """Return the copy of a repository in ./models or the cache, or `nothing` with the reason."""
+    problem = nothing.problem
+    for source, folder in _copies_of(nothing, variable).items():
         reason = _folder_flaw(folder) or flaw(folder)
         if reason is None:
             return replace(
@@ -339,13 +347,31 @@ def _find(
             )
         # A download completes an incomplete copy in the cache.
         if reason != _NO_FOLDER and (source == "models" or not asked):
-            if source == "cache":
-                name = wanted
-            else:
+            name = nothing.wanted
+            if source == "models":
                 name = str(folder.relative_to(MODELS_FOLDER.parent))
             problem = _unfit(variable, name, reason)
-    to_download = asked and problem is missing and not on_zerogpu()
+    to_download = asked and problem is nothing.problem and not on_zerogpu()
     return replace(nothing, source="hub" if to_download else "none", problem=problem)
+
+
+def _copies_of(weights: Weights, variable: str) -> dict[Source, Path]:
+    """Return where copies of a repository may be: always ./models, and the cache if it has one."""
+    repo = weights.repo
+    inside = weights.inside
+    file = f"{inside}/{_index_of(variable)}".lstrip("/")
+    cached = try_to_load_from_cache(repo, file, cache_dir=constants.HF_HUB_CACHE)
+    folders: dict[Source, Path] = {"models": MODELS_FOLDER.joinpath(*repo.split("/"), inside)}
+    if isinstance(cached, str):
+        folders["cache"] = Path(cached).parent
+    return folders
+
+
+def _index_of(variable: str) -> str:
+    """Return the file that every model of this kind has in its folder."""
+    if variable == MODEL_VARIABLE:
+        return INDEX
+    return "config.json"
 
 
 def _is_path(asked: str) -> bool:
