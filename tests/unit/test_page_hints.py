@@ -21,6 +21,7 @@ import page_tabs
 from events import InvalidRequest
 from page_form import Form
 from params import SongRequest, parse_request, settle
+from status import UNKNOWN, Status
 
 
 def work_of(request, source=0.0):
@@ -32,6 +33,9 @@ class Studio:
     """Estimates, and makes nothing."""
 
     work_of = staticmethod(work_of)
+
+    def status(self) -> Status:
+        return UNKNOWN
 
     def stream(self, request: Any) -> Any:
         return iter(())
