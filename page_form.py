@@ -269,14 +269,18 @@ class Form:
             return LIMITS[key].label
         return tooltips.LABELS.get(key, key.replace("_", " ").capitalize())
 
-    def folded(self) -> dict[str, tuple[str, Any]]:
-        """Return label and default of each folded field.
+    def folded(self) -> dict[str, dict[str, Any]]:
+        """Return label, default and the names of the choices of each folded field.
 
         Plan is left out: it depends on the planner.
         """
         inside = set().union(*self._folds.values()) - {"options.plan"}
-        folded = only(self.fields, inside)
-        return {name: (self.label(name), component.value) for name, component in folded.items()}
+        found = {}
+        for name, component in only(self.fields, inside).items():
+            choices = getattr(component, "choices", None) or []
+            names = {str(value): text for text, value in choices}
+            found[name] = {"label": self.label(name), "value": component.value, "names": names}
+        return found
 
     # --- reading and checking ---------------------------------------------------------------------
 

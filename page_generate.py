@@ -99,9 +99,7 @@ def generate_tab(studio: Backend) -> SongTab:
                     page_fields.add_advanced(form)
                 page_fields.add_reset(form)
         with page_fields.foot():
-            html(
-                theme.also(form.folded()), elem_id="generate-also", js_on_load=theme.script("faces")
-            )
+            _add_also(form)
             page_hints.add_seconds(form)
             bar = tab_run_bar(form)
     _connect_shelf(form, shelf, undo)
@@ -112,6 +110,21 @@ def generate_tab(studio: Backend) -> SongTab:
     reference.change(None, reference, js=keep, **QUIET)
     _connect_keep(form, advanced, result)
     return page_fields.connect_song_tab(form, bar, assist, result)
+
+
+def _add_also(form: Form) -> None:
+    """Add what else is set, for the short form, where each can be taken back."""
+    folded = form.folded()
+    fields = form.components(folded)
+    also = html(theme.also(folded), elem_id="generate-also", js_on_load=theme.script("also"))
+
+    def take_back(pressed: gr.EventData) -> Updates:
+        field = fields.get(str(pressed.name))
+        if field is None:
+            return {}
+        return {field: gr.update(value=field.value)}
+
+    also.input(take_back, None, list(fields.values()), **AT_ONCE)
 
 
 def _add_dice() -> Undo:

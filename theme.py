@@ -319,13 +319,14 @@ def words(names: Mapping[str, str], notes: Mapping[str, str], usual: str) -> str
     return f'<div class="song-words" {data}><p>{label}</p>{group}<p class="remark note"></p></div>'
 
 
-def also(defaults: Mapping[str, tuple[str, Any]]) -> str:
-    """Return the line that names the fields not at their default.
+def also(folded: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the place for the fields not at their default, each with a button that takes it back.
 
-    `defaults` has label and value by name.
+    `folded` has label, default and names of the choices by field, for static/faces.js.
     """
-    data = f'data-text="{escape(tooltips.ALSO)}" data-defaults="{escape(json.dumps(defaults))}"'
-    return f'<p class="remark also" {data}></p>'
+    texts = escape(json.dumps(tooltips.ALSO))
+    fields = escape(json.dumps(folded))
+    return f'<div class="also" data-texts="{texts}" data-fields="{fields}"></div>'
 
 
 def dice(ideas: Sequence[str]) -> str:

@@ -163,7 +163,14 @@ FACES_LABEL = "Form"
 FACES = {"simple": "Simple", "custom": "Custom"}
 LENGTH = "Length"
 LENGTHS = {"": "Auto", "30": "30 s", "60": "1 min", "120": "2 min", "180": "3 min"}
-ALSO = "Set in Custom: {names}."
+ALSO = {  # for static/faces.js
+    "title": "Set in Custom",
+    "on": "{label}",
+    "off": "{label}: off",
+    "value": "{label} {value}",
+    "set": "{label}",
+    "remove": "Take back {text}",
+}
 WORDS_LABEL = "Words"
 WORDS = {"write": "Write them for me", "own": "My own", "none": "No voice"}
 NO_WRITER = "Nobody here can write them for you."

@@ -73,15 +73,40 @@
   const blank = (value) => (Array.isArray(value) && !value.length) || ["", null, undefined].includes(value);
   const same = (one, other) => (blank(one) ? "" : JSON.stringify(one)) === (blank(other) ? "" : JSON.stringify(other));
 
+  // What else is set stands in the short form, too, with what takes it back.
+  let takeBack;
+  const shownAs = ({ label, value, names }, set, texts) => {
+    const { fill } = studio.tools;
+    if (typeof value === "boolean") return fill(set ? texts.on : texts.off, { label });
+    if (Array.isArray(value)) return fill(texts.set, { label });
+    return fill(texts.value, { label, value: names[set] ?? set });
+  };
   const also = () => {
     const line = document.querySelector("#generate-also .also");
     if (!line) return;
-    const defaults = Object.entries(JSON.parse(line.dataset.defaults));
-    const set = defaults.filter(([name, [, value]]) => name in settings && !same(settings[name], value));
+    const { make, fill } = studio.tools;
+    const texts = JSON.parse(line.dataset.texts);
+    const fields = Object.entries(JSON.parse(line.dataset.fields));
+    const set = fields.filter(([name, { value }]) => name in settings && !same(settings[name], value));
     line.classList.toggle("shown", set.length > 0);
-    line.textContent = set.length
-      ? line.dataset.text.replace("{names}", set.map(([, [label]]) => label).join(", "))
-      : "";
+    const chips = set.map(([name, field]) => {
+      const text = shownAs(field, settings[name], texts);
+      const label = fill(texts.remove, { text });
+      return make("button", {
+        type: "button",
+        "aria-label": label,
+        text: `${text} \u00d7`,
+        click: () => takeBack(name),
+      });
+    });
+    const now = chips.map((chip) => chip.textContent).join();
+    if (now === line.dataset.now) return;
+    line.dataset.now = now;
+    line.replaceChildren(make("p", { text: texts.title }), ...chips);
+  };
+  studio.also = (_element, _props, trigger) => {
+    takeBack = (name) => trigger("input", { name });
+    also();
   };
 
   // Every change of a form passes here on its way into the browser's storage, which all tabs share: the last one that wrote
