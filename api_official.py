@@ -175,9 +175,13 @@ class Official:
 
     def start_run(self, fields: Mapping[str, Any], uploads: tasks.Uploads, owner: str) -> Run:
         """Start the run of a task; raises StudioError if it cannot be done, or has no room."""
-        kind = self.studio.status().kind
+        status = self.studio.status()
+        values = Values(fields)
+        chosen = tasks.chosen_model(values.read("model"), status.song_models)
+        kind = chosen.kind if chosen else status.kind
+        model = chosen.name if chosen else ""
         loras = self.loras.choices(owner)
-        request, asked = tasks.translate(Values(fields), uploads, kind, loras)
+        request, asked = tasks.translate(values, uploads, kind, loras, model)
         return self.runs.start(request, owner, tag=asked)
 
     def _paths(self, request: Request, values: Values, uploads: Mapping[str, str]) -> tasks.Uploads:
@@ -260,15 +264,25 @@ class Official:
     def model_name(self) -> str:
         return self.studio.status().model.rstrip("/").rpartition("/")[2] or "ace-music-studio"
 
+    def model_names(self) -> list[str]:
+        """Return the names of the song models that are here, the studio's own first."""
+        names = [self.model_name()]
+        for model in self.studio.status().song_models:
+            if model.state != "missing" and not model.own:
+                names.append(model.model.rpartition("/")[2])
+        return names
+
     async def models(self, request: Request) -> Response:
-        """List the model, in the form of OpenRouter and in that of ACE-Step's documents."""
+        """List the models, in the form of OpenRouter and in that of ACE-Step's documents."""
         self.check(request)
         name = self.model_name()
         return JSONResponse(
             {
                 "object": "list",
-                "data": [_open_router_model(name)],
-                "models": [{"name": name, "is_default": True}],
+                "data": [_open_router_model(each) for each in self.model_names()],
+                "models": [
+                    {"name": each, "is_default": each == name} for each in self.model_names()
+                ],
                 "default_model": name,
             }
         )
@@ -286,12 +300,16 @@ class Official:
             "is_loaded": True,
             "supported_task_types": supported,
         }
+        _, *others = self.model_names()
         planner = status.planner
         language_models = []
         if planner.model:
             language_models.append({"name": planner.model, "is_loaded": planner.available})
         return {
-            "models": [model],
+            "models": [
+                model,
+                *({**model, "name": other, "is_default": False} for other in others),
+            ],
             "default_model": name,
             "lm_models": language_models,
             "loaded_lm_model": planner.model if planner.available else None,

@@ -39,7 +39,7 @@ FIELDS = (
     Field("sample_mode", ("sampleMode",), "flag", False, "the planner writes the song's words first"),
     Field("sample_query", ("sampleQuery", "description", "desc"), "text", "", "the idea of that"),
     Field("use_format", ("useFormat",), "flag", False, "the planner polishes the words first"),
-    Field("model", ("model_name", "modelName", "dit_model", "ditModel"), "text", "", IGNORED),
+    Field("model", ("model_name", "modelName", "dit_model", "ditModel"), "text", "", "options.model"),
     Field("bpm", (), "whole", None, "bpm"),
     Field("key_scale", ("keyscale", "keyScale", "key"), "text", "", "key"),
     Field("time_signature", ("timesignature", "timeSignature"), "text", "", "time_signature"),

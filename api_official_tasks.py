@@ -21,6 +21,7 @@ from api_official_fields import BY_NAME, Values
 from events import StudioError
 from limits import LIMITS, MAX_SEED, TEXT_LIMITS, TRACKS, shown
 from params import LoraChoice, Request, parse_request, upload_seconds, written_request
+from status import SongModelStatus
 
 TURBO_STEPS = 8  # most clients send as many for every checkpoint
 USUAL_TAKES = 2
@@ -61,21 +62,41 @@ class Uploads:
     reference: str = ""
 
 
+def chosen_model(asked: str, models: Sequence[SongModelStatus]) -> SongModelStatus | None:
+    """Return the song model whose kind a caller's name for it tells, None for the studio's own."""
+    for model in models:
+        if model.state != "missing" and not model.own and model.kind in asked.lower():
+            return model
+    return None
+
+
 def translate(
-    values: Values, uploads: Uploads, kind: str, loras: Sequence[LoraChoice] = ()
+    values: Values,
+    uploads: Uploads,
+    kind: str,
+    loras: Sequence[LoraChoice] = (),
+    model: str = "",
 ) -> tuple[Request, Asked]:
-    """Return the request of a task for a checkpoint of `kind`, and what its answers repeat.
+    """Return the request of a task for the song `model`, a checkpoint of `kind`, and what its answers repeat.
 
     Raises StudioError if the task cannot be done.
     """
-    return Translation(values, uploads, kind, loras).result()
+    return Translation(values, uploads, kind, loras, model).result()
 
 
 class Translation:
     """Turns one task into a request; `notes` say what was changed on the way."""
 
-    def __init__(self, values: Values, uploads: Uploads, kind: str, loras: Sequence[LoraChoice]):
+    def __init__(
+        self,
+        values: Values,
+        uploads: Uploads,
+        kind: str,
+        loras: Sequence[LoraChoice],
+        model: str = "",
+    ):
         self.values = values
+        self.model = model
         self.uploads = uploads
         self.kind = kind
         self.loras = loras
@@ -288,6 +309,8 @@ class Translation:
             options |= {"cfg_start": start, "cfg_end": end}
         else:
             self.notes.append("The guidance interval ends before it starts, so it was ignored.")
+        if self.model:
+            options["model"] = self.model
         if self.loras:
             options["loras"] = [each.model_dump() for each in self.loras]
         return options

@@ -35,7 +35,7 @@ from gpu_ray_worker import (
     no_room,
     problem_of,
 )
-from params import model_of
+from params import SongRequest, model_of
 from status import Status, WorkerStatus
 
 log = logging.getLogger("studio")
@@ -152,8 +152,10 @@ class Pool:
                     found += [replace(worker, busy=slot.busy) for worker in slot.status.workers]
         return tuple(found)
 
-    def take(self, loras: Collection[str], model: str = "") -> Generator[Progress, None, Slot]:
-        """Return the idle worker that holds the song `model` and most of `loras`.
+    def take(
+        self, loras: Collection[str], model: str | None = None
+    ) -> Generator[Progress, None, Slot]:
+        """Return the idle worker that holds the song `model` (None for words) and most of `loras`.
 
         Raises StudioError if none comes or Ray cannot be used.
         """
@@ -163,8 +165,9 @@ class Pool:
                 slot = self._idle(loras, model)
                 if slot is not None:
                     slot.busy = True
-                    slot.model = model
-                    slot.songs += 1
+                    if model is not None:
+                        slot.model = model
+                        slot.songs += 1
                     return slot
                 self._news.wait(beat.BEAT_SECONDS)
                 alone = not any(slot.status for slot in self._slots)
@@ -176,7 +179,7 @@ class Pool:
             self._raise_if_hopeless(problem, time.monotonic() - alone_since)
             yield Progress("starting", note=problem.text() if problem else "")
 
-    def _idle(self, loras: Collection[str], model: str) -> Slot | None:
+    def _idle(self, loras: Collection[str], model: str | None) -> Slot | None:
         """Return the idle worker that fits best.
 
         Another model costs more than a LoRA: first comes a worker that holds the song `model`, of those the
@@ -185,7 +188,7 @@ class Pool:
         """
 
         def fit(slot: Slot) -> tuple[int, bool, int, int]:
-            place = slot.fit_for(model)
+            place = 0 if model is None else slot.fit_for(model)
             return (
                 place,
                 place < HELD and not slot.holds_some,
@@ -416,7 +419,8 @@ def run(
     """
     pool.start(get_status)
     for attempt in (1, 2):
-        slot = yield from pool.take({spec.info.sha256 for spec in job.loras}, model_of(job.request))
+        model = model_of(job.request) if isinstance(job.request, SongRequest) else None
+        slot = yield from pool.take({spec.info.sha256 for spec in job.loras}, model)
         try:
             yield from _streamed(slot, entry, job)
             return

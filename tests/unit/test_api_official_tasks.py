@@ -16,6 +16,7 @@ from events import Progress, StudioError, share_done
 from limits import LIMITS, MAX_SEED, TEXT_LIMITS
 from params import REQUESTS, InspireRequest, PolishRequest, options_type, with_sketch
 from record import Stored
+from status import SongModelStatus
 from tests.unit.sounds import tone
 
 SECONDS = 20.0
@@ -39,6 +40,20 @@ def request(source="", kind="sft", **fields):
 
 def notes(source="", kind="sft", **fields):
     return " ".join(translated(source, kind, **fields)[1].notes)
+
+
+def test_a_model_is_chosen_by_its_kind_and_takes_its_own_steps():
+    def here(kind, state="ready"):
+        return SongModelStatus(kind, kind, f"org/x-{kind}", state, kind == "sft", 11.5, {})
+
+    models = (here("sft"), here("turbo"), here("base", "missing"))
+    turbo = tasks.chosen_model("acestep-v15-Turbo-shift3", models)
+    assert turbo is models[1]
+    for other in ("", "acestep-v15-xl-sft", "acestep-v15-base", "x"):
+        assert tasks.chosen_model(other, models) is None, other
+    values = Values({"prompt": "jazz", "inference_steps": 8})
+    song, _ = tasks.translate(values, tasks.Uploads(), turbo.kind, (), turbo.name)
+    assert (song.options.model, song.options.steps) == ("turbo", 8)
 
 
 def test_names_and_aliases_are_those_of_one_field_each():

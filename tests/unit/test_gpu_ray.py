@@ -54,7 +54,8 @@ def test_a_song_goes_to_a_worker_that_holds_its_model(monkeypatch):
     one = worker("one", sft="loaded", turbo="ready")
     two = worker("two", sft="ready", turbo="ready", base="missing")
     three = worker("three", sft="ready", base="ready")
-    pool._slots = [one, two, three]
+    four = worker("four", sft="ready")
+    pool._slots = [one, two, three, four]
 
     def taken(model: str, *loras: str) -> str:
         ((slot),) = [ended(pool.take(loras, model))]
@@ -68,7 +69,7 @@ def test_a_song_goes_to_a_worker_that_holds_its_model(monkeypatch):
     # The status does not tell yet what the latest song has loaded.
     assert taken("turbo") == "two" and taken("base") == "three"
     one.busy = True
-    assert taken("sft") == "three"
+    assert taken("sft") == "four"
 
 
 def ended(events: Any) -> Any:
