@@ -8,7 +8,7 @@ studio.examples = (element, _props, trigger) => {
     const what = track(name, { ...found, art: address(found.art) });
     const sign = make("span", { class: "sign" });
     const play = make("button", { type: "button", class: "cover", click: () => studio.player.toggle(what) }, [
-      make("img", { src: what.card.art, alt: "" }),
+      make("img", { src: what.card.art, alt: "", loading: "lazy" }),
       sign,
       make("span", { class: "name", text: name }),
     ]);

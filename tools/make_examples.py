@@ -7,6 +7,7 @@ with what the page's player shows of them.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import unicodedata
 
 import numpy as np
 import soundfile
+from PIL import Image
 
 import audio
 import audio_export
@@ -37,6 +39,8 @@ MP3 = {
     "compression_level": 0.9,
 }
 MOST_BYTES = 150_000
+# Of the pictures, which a first visit loads.
+QUALITY = 40
 COLUMNS = 100
 
 
@@ -63,7 +67,8 @@ def make(name: str) -> dict[str, object]:
     art = audio_export.picture_for_page(
         samples, done.record["takes"][0]["seed"], Stored.from_record(done.record).key
     )
-    picture.write_bytes(base64.b64decode(art.partition(",")[2]))
+    small = Image.open(io.BytesIO(base64.b64decode(art.partition(",")[2])))
+    small.save(picture, quality=QUALITY, method=6)
     parts = np.array_split(samples, COLUMNS, axis=1)
     lows_and_highs = (
         np.array([(part.min(), part.max()) for part in parts]) * 127 / np.abs(samples).max()
