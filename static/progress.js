@@ -20,13 +20,14 @@ studio.progress = (element, props) => {
     props.value = line;
   };
   new MutationObserver((changes) => {
-    if (changes.some(({ type }) => type === "childList"))
-      element.closest("[id$=-progress]").removeAttribute("data-stale");
     const line = element.querySelector(".progress-line");
     const time = line?.querySelector("[data-elapsed]");
     clearInterval(ticking);
     if (time) ticking = setInterval(tick(time, performance.now()), 1000);
     const now = line?.dataset.state ?? "";
+    // A line that was old news is news again.
+    if (now === "running" || changes.some(({ type }) => type === "childList"))
+      element.closest("[id$=-progress]").removeAttribute("data-stale");
     const detail = { id: element.closest("[id$=-progress]").id, running: now === "running" };
     if (now !== state) document.dispatchEvent(new CustomEvent("studio-run", { detail }));
     state = now;

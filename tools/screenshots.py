@@ -144,7 +144,7 @@ def walk(
     part("go").click()
     part("progress").locator('[data-state="running"]').get_by_text(
         re.compile("step|tokens")
-    ).first.wait_for()
+    ).first.wait_for(state="attached")  # in a wide window the song's card says it
     fold(page, mode, opened=False)
     yield "running"
     page.keyboard.press("Escape")

@@ -320,7 +320,7 @@ def test_without_a_planner_the_song_is_made_and_the_record_says_why(
 @pytest.mark.slow
 def test_a_plan_that_fails_costs_only_the_plan(studio, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(writers, "has_audio_codes", lambda weights: False)
+        patch.setattr(studio.models, "has_audio_codes", lambda weights: False)
         done = song(studio)
     assert "cannot read a plan" in done.record["plan"]["reason"]
     assert done.record["notes"] == [f"Made without a plan: {done.record['plan']['reason']}"]

@@ -55,7 +55,7 @@ FOCUSED = """() => {
 }"""
 
 
-PARTS = ("prompt", "lyrics", "instrumental", "duration", "details", "advanced", "reset", "go")
+PARTS = ("prompt", "lyrics", "duration", "details", "advanced", "reset", "go")
 
 
 @pytest.mark.slow
