@@ -20,7 +20,6 @@ import planner_decoding
 import song_codec
 import song_length
 import tooltips
-import writers
 from events import Done, Draft, Failed, Progress, StudioError
 from limits import AUTOMATIC_SECONDS, LIMITS, SAMPLE_RATE
 from model_memory import Placing
