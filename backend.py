@@ -38,6 +38,7 @@ from model_weights import (
     CHECKPOINTS,
     DEFAULT_MODEL_GB,
     NO_COVER,
+    NO_MORPH,
     Weights,
     checkpoint_kind,
     is_turbo,
@@ -55,6 +56,7 @@ from params import (
     check_audio,
     check_source,
     model_of,
+    parse_request,
     settle,
     with_sketch,
 )
@@ -182,7 +184,13 @@ class Backend:
             size_gb=round(size, 2),
             tasks=task_support(kind, self.models.has_audio_codes(weights)),
             problem=weights.problem,
+            gpu_seconds=self._seconds_of_a_minute(name) if gpu.ON_ZEROGPU else 0,
         )
+
+    def _seconds_of_a_minute(self, model: str) -> int:
+        """Return the seconds that ZeroGPU is asked for a minute of music by a song model."""
+        words = {"prompt": "a song", "duration": 60.0, "options": {"model": model}}
+        return gpu_zero.gpu_seconds(self._work(parse_request("generate", words), 0.0))
 
     def _songwriter_status(self) -> SongwriterStatus:
         status = self.models.lyrics.status()
@@ -412,9 +420,11 @@ def check(request: Request, studio: Backend) -> None:
     """
     source = check_audio(request)
     if model_of(request) and not gpu_ray.wanted():  # a worker may have what this machine has not
-        missing = studio.song_model(request).problem
-        if missing:
-            raise InvalidRequest(missing)
+        weights = studio.song_model(request)
+        if weights.problem:
+            raise InvalidRequest(weights.problem)
+        if getattr(request, "action", "") == "morph" and is_turbo(weights):
+            raise InvalidRequest(Problem("unsupported", NO_MORPH, "action"))
     if not bootstrap.on_zerogpu():
         return
     problem = gpu_zero.refusal(studio.work_of(request, source))

@@ -31,7 +31,7 @@ from typing import Any
 import bootstrap
 import tooltips
 from events import StudioError
-from limits import LIMITS, STUDIO_VERSION, size_text
+from limits import LIMITS, MODELS, STUDIO_VERSION, size_text
 
 
 def read_arguments(
@@ -252,6 +252,7 @@ def steps() -> Iterator[tuple[str, Callable[[], str]]]:
     yield "memory", lambda: memory_room(studio)
     yield "plan", lambda: plan_of_a_song()
     yield "model", lambda: model(models.weights, model_hub.PIPELINE)
+    yield "models", lambda: other_models(studio)
     yield "planner", lambda: model(planner, planner_files)
     yield "lyrics", lambda: model(models.lyrics.weights, songwriter_files)
     yield "selfcheck", lambda: self_check(studio)
@@ -276,6 +277,18 @@ def packages() -> str:
 def device(studio: Any) -> str:
     status = studio.full_status()
     return f"{status.device}, {status.dtype}. {status.device_reason}"
+
+
+def other_models(studio: Any) -> str:
+    """Return the song models that a request can name besides the studio's own, and which are here."""
+    found = [
+        tooltips.CHECK_OTHER_MODEL.format(
+            name=MODELS[each.name], kind=each.name, state="not here" if each.problem else "here"
+        )
+        for each in studio.status().song_models
+        if not each.own
+    ]
+    return f"{', '.join(found)}."
 
 
 def memory_room(studio: Any) -> str:

@@ -64,6 +64,7 @@ MODELS_FOLDER = Path(__file__).with_name("models")
 OPTIONAL_PARTS = ("audio_tokenizer", "audio_token_detokenizer")
 TOKEN_FILES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 NO_COVER = "This checkpoint has no audio tokenizer and detokenizer, which a cover needs."
+NO_MORPH = "Morph needs a checkpoint with guidance; this turbo checkpoint has none."
 _NO_FOLDER = "there is no such folder"
 _NAMES = {MODEL_VARIABLE: "model", PLANNER_VARIABLE: "planner", LYRICS_VARIABLE: "songwriter"}
 

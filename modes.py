@@ -43,6 +43,7 @@ from limits import (
 )
 from lyrics_letters import written_language
 from model_memory import Placing
+from model_weights import NO_MORPH
 from models import Models
 from planner import Plan, Planner
 from record import (
@@ -362,9 +363,7 @@ def morph(song: Song) -> tuple[song_loop.Run, Finish]:
     request = song.request
     options = request.options
     if song.settings.turbo:
-        raise StudioError(
-            "unsupported", "Morph needs a checkpoint with guidance; this turbo checkpoint has none."
-        )
+        raise StudioError("unsupported", NO_MORPH)
     target = song.text2music()
     source = song.text2music(
         prompt=request.source_prompt, lyrics=request.source_lyrics or request.sung_lyrics()

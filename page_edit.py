@@ -18,10 +18,10 @@ from events import InvalidRequest, Problem
 from limits import ACTIONS, REPAINT_MODES, TRACKS
 from page_assist import Assist
 from page_fields import Examples, SongTab, swapped
-from page_form import Field, Form, Updates, html, regions, regions_text, without
+from page_form import AT_ONCE, Field, Form, Updates, html, only, regions, regions_text, without
 from page_run import tab_run_bar
 from params import ACTION_OPTIONS, CHOOSE_TRACK, upload_seconds
-from status import Status
+from status import SongModelStatus, Status
 
 MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
 ONE_TRACK = ("layer", "extract")  # their one "track" is sent as the request's "tracks"
@@ -141,11 +141,44 @@ def edit_tab(studio: Backend) -> SongTab:
         more=fields["regions"],
     )
     form.follow(plan, MORPH_NUMBERS, say_plan)
+    model = fields["options.model"]
+
+    def choose_model(action: str, chosen: str) -> str:
+        return model_for(action, chosen, studio.status())
+
+    fields["action"].input(choose_model, [fields["action"], model], model, **AT_ONCE)
     morphs.connect()
     examples.connect()
     # A waveform selects a region when it is drawn, so settings come after it.
     offer.connect(after=drawn.then)
     return page_fields.connect_song_tab(form, bar, assist, result)
+
+
+def stems_model(status: Status) -> SongModelStatus | None:
+    """Return the model that was trained for stems if it is here besides the studio's own."""
+    for model in status.song_models:
+        if model.kind == "base" and model.state != "missing" and not model.own:
+            return model
+    return None
+
+
+def tasks_here(status: Status) -> dict[str, str]:
+    """Return how each action is supported: those that work with tracks by the model that was trained for it."""
+    tasks = dict(status.tasks)
+    stems = stems_model(status)
+    if stems is not None:
+        tasks |= only(stems.tasks, CHOOSE_TRACK)
+    return tasks
+
+
+def model_for(action: str, chosen: str, status: Status) -> str:
+    """Return the Model for an action if `chosen` was: actions that work with tracks take Stems by themselves."""
+    stems = stems_model(status)
+    if stems is None:
+        return chosen
+    if action in CHOOSE_TRACK:
+        return chosen or stems.name
+    return "" if chosen == stems.name else chosen
 
 
 def _add_actions(form: EditForm) -> None:
@@ -169,9 +202,10 @@ def _add_actions(form: EditForm) -> None:
 
     def mark_experiments(status: Status) -> Updates:
         names = {}
+        tasks = tasks_here(status)
         for action, name in ACTIONS.items():
-            experimental = status.tasks.get(action) == "experimental"
+            experimental = tasks.get(action) == "experimental"
             names[action] = tooltips.EXPERIMENTAL.format(name=name) if experimental else name
-        return {actions: gr.update(choices=swapped(names)), hints: theme.actions(status.tasks)}
+        return {actions: gr.update(choices=swapped(names)), hints: theme.actions(tasks)}
 
     form.on_status(mark_experiments)

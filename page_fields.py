@@ -20,6 +20,7 @@ import theme
 import tooltips
 from events import InvalidRequest
 from limits import (
+    AUTOMATIC_GPU_SECONDS,
     FORMATS,
     KEYS,
     LANGUAGES,
@@ -39,7 +40,7 @@ from page_loras import add_loras
 from page_run import RunBar
 from page_takes import ResultPanel, connect_song, connect_takes
 from params import upload_seconds, usual_sampling
-from status import Status
+from status import SongModelStatus, Status
 
 # By tab, or "morph", and by button: the values of a form's fields.
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = preset("examples")
@@ -190,6 +191,8 @@ def restored(form: Form, line: gr.HTML, path: str | None) -> Updates:
     sentence = tooltips.restored(
         len(found.values), found.left_out, found.reference, found.uploads, found.old_plan
     )
+    another = another_model(found.values.get("options.model", ""), form.studio.status())
+    sentence = f"{sentence} {another}".strip()
     return {**form.show(found.values), line: theme.answer(sentence)}
 
 
@@ -366,6 +369,18 @@ def choice_of(name: str, status: Status) -> str:
     return ""
 
 
+def another_model(name: str, status: Status) -> str:
+    """Say what the model of a record, by its `name` there, changes; "" if it is the studio's own."""
+    for model in status.song_models:
+        if name in (model.name, model.model) and model.state != "missing":
+            if model.own:
+                return ""
+            return tooltips.MODEL_RESTORED.format(name=MODELS[model.name])
+    if not name or name == status.model:
+        return ""
+    return tooltips.MODEL_NOT_HERE.format(name=name)
+
+
 def kind_of(choice: str, status: Status) -> str:
     """Return what the model of a `choice` was trained for."""
     for model in status.song_models:
@@ -428,7 +443,7 @@ def status_updates(form: Form, status: Status) -> Updates:
     here = [model for model in status.song_models if model.state != "missing"]
     values = {model.name: "" if model.own else model.name for model in here}
     choices = [(MODELS[name], value) for name, value in values.items()]
-    uses = " ".join(tooltips.MODEL_USES[name] for name in values)
+    uses = " ".join(map(use_of, here))
     plans = only(MEMORY_PLANS, ["auto", *status.memory_plans])
     fields = form.fields
     return {
@@ -436,6 +451,15 @@ def status_updates(form: Form, status: Status) -> Updates:
         fields["options.model"]: gr.update(choices=choices, info=uses, visible=len(here) > 1),
         fields["options.memory_plan"]: gr.update(choices=swapped(plans)),
     }
+
+
+def use_of(model: SongModelStatus) -> str:
+    """Say what a model is for and, on ZeroGPU, what a minute of music takes of a visitor's quota."""
+    use = tooltips.MODEL_USES[model.name]
+    if not model.gpu_seconds:
+        return use
+    minute = tooltips.A_MINUTE.format(seconds=model.gpu_seconds, quota=AUTOMATIC_GPU_SECONDS)
+    return f"{use} {minute}"
 
 
 def kind_updates(form: Form, kind: str) -> Updates:

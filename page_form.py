@@ -609,6 +609,9 @@ def settings(mode: str, record: Any) -> Restored:
         kept = [lora.model_dump() for lora in chosen if lora.source != "upload"]
         values["options.loras"] = kept
         uploads = len(chosen) - len(kept)
+    if stored.model and not values.get("options.model"):
+        # The studio's own model may be another one than it was.
+        values |= valid(mode, {"options.model": stored.model})
     takes_reference = "reference" in REQUESTS[mode].model_fields
     reference = takes_reference and "reference" in stored.audio
     old_plan = (

@@ -357,6 +357,7 @@ class Stored:
     audio: Mapping[str, Any]
     plan: Mapping[str, Any]
     details: Mapping[str, Any]
+    model: Any  # the id of the song model
     seed: Any  # None unless the record is of a single take, as that in a file is
     variation_seed: Any
 
@@ -377,6 +378,7 @@ class Stored:
             audio=_mapping(record.get("audio")),
             plan=_mapping(record.get("plan")),
             details=_mapping(record.get("details")),
+            model=_mapping(record.get("model")).get("id"),
             seed=seed,
             variation_seed=_paired(seeds, variation_seeds, seed),
         )

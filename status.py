@@ -69,6 +69,7 @@ class SongModelStatus:
     size_gb: float
     tasks: Mapping[str, str]  # task -> official, experimental or unsupported
     problem: Problem | None = None
+    gpu_seconds: int = 0  # on ZeroGPU, for a minute of music
 
     def facts(self) -> dict[str, Any]:
         return {**asdict(self), "problem": problem_facts(self.problem)}

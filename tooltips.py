@@ -146,6 +146,9 @@ MODEL_USES = {
     "base": "Stems: trained to add, take out and complete tracks.",
     "preview": "Built-in: the small engine that comes with the studio.",
 }
+MODEL_RESTORED = "Model is {name} now, which made it."
+MODEL_NOT_HERE = "It was made with {name}, which is not here: the song will be another one."
+A_MINUTE = "A minute of music takes about {seconds} of your {quota} seconds."
 LYRICS_OFF = "Switched off by Instrumental."
 WORDS_OFF = "Kept, but not sung: No voice is chosen."
 TURBO_GUIDANCE = "Not used: Fast (turbo) has guidance built in."
@@ -926,6 +929,7 @@ CHECK_LABELS = {
     "memory": "Memory",
     "plan": "Memory plan",
     "model": "Song model",
+    "models": "Other models",
     "planner": "Planner",
     "lyrics": "Songwriter",
     "selfcheck": "Self-check",
@@ -935,6 +939,7 @@ CHECK_LABELS = {
     "result": "Result",
 }
 CHECK_PACKAGE = "Some packages are missing: {reason}. ./run.sh installs them."
+CHECK_OTHER_MODEL = "{name} ({kind}) is {state}"
 CHECK_FOUND = "{model}, {size}, in {folder}."
 CHECK_BUILT_IN = "The built-in one."
 CHECK_STANDS_IN = "The built-in engine is used instead: simple instrumental music. {problem}"

@@ -61,6 +61,11 @@ def main() -> None:
         "--songwriter", action="store_true", help="with a songwriter of 7 billion parameters"
     )
     parser.add_argument(
+        "--two",
+        action="store_true",
+        help="with a second song model, whose transformer alone is its own (8.3 GB)",
+    )
+    parser.add_argument(
         "--plans",
         nargs="+",
         choices=model_memory.TEXTS,
@@ -71,8 +76,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the weights, and run nothing")
     arguments = parser.parse_args()
     places = write(arguments.folder, arguments.layers, arguments.planner, arguments.songwriter)
+    second = None
+    if arguments.two:
+        second = write_second(places["ACE_STUDIO_MODEL"])
     if not arguments.write:
-        rehearse(places, arguments.plans, arguments.seconds, arguments.steps)
+        rehearse(places, second, arguments.plans, arguments.seconds, arguments.steps)
 
 
 # --- the weights --------------------------------------------------------------------------------------------------
@@ -187,6 +195,27 @@ def write_song_model(folder: Path, layers: int) -> None:
     )
 
 
+def write_second(first: Path) -> Path:
+    """Write a song model beside the first one, with links to its parts and a transformer of its own; return it."""
+    import torch
+    from diffusers import AceStepTransformer1DModel
+
+    folder = first.with_name(f"{first.name}-second").absolute()
+    if folder.exists():
+        return folder
+    aside = first.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for path in first.absolute().iterdir():
+        if path.name != "transformer":
+            (aside / path.name).symlink_to(path)
+    config = AceStepTransformer1DModel.load_config(first / "transformer")
+    generator = torch.Generator().manual_seed(1)
+    part = filled(lambda: AceStepTransformer1DModel.from_config(config), generator)
+    part.save_pretrained(aside / "transformer", max_shard_size=SHARD)
+    return aside.rename(folder)
+
+
 def write_planner(folder: Path, layers: int) -> None:
     """Write a planner of 1.7 billion parameters with all audio codes."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -280,7 +309,11 @@ def level_off(vae: nn.Module) -> None:
 
 
 def rehearse(
-    places: dict[str, Path], plans: Sequence[str] | None, seconds: float, steps: int
+    places: dict[str, Path],
+    second: Path | None,
+    plans: Sequence[str] | None,
+    seconds: float,
+    steps: int,
 ) -> None:
     """Run every stage by every plan and print a row for each; a failure is reported, and the rest still runs."""
     with tempfile.TemporaryDirectory() as folder:
@@ -296,7 +329,7 @@ def rehearse(
         print(f"| memory plan | stage | seconds | peak GB on {device.kind} | of which |")
         print("|---|---|---|---|---|")
         for plan in plans or model_memory.plans_on(device):
-            for stage, mode, values in _requests(studio, source, seconds, steps):
+            for stage, mode, values in _requests(studio, source, second, seconds, steps):
                 took, peak, notes = measured(studio, plan, mode, values)
                 print(
                     f"| {plan} | {stage} | {took:.1f} | {peak / model_memory.GB:.2f} | {notes} |",
@@ -305,7 +338,7 @@ def rehearse(
 
 
 def _requests(
-    studio: Backend, source: str, seconds: float, steps: int
+    studio: Backend, source: str, second: Path | None, seconds: float, steps: int
 ) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
     """Yield each stage with its mode and values; loading alone has none."""
     given = {**WORDS, "options": {"steps": steps}}
@@ -314,6 +347,10 @@ def _requests(
     yield "song", "generate", {**unplanned, "duration": seconds}
     if studio.models.planner.weights.folder:
         yield "planned song", "generate", {**given, **KNOWN, "duration": seconds}
+    if second:
+        for name, model in (("other model", str(second)), ("first model again", "")):
+            options = {**unplanned["options"], "model": model}
+            yield name, "generate", {**given, "duration": seconds, "options": options}
     yield "cover", "cover", {**given, "source": source}
     yield "extend", "extend", {**given, "source": source, "after": 10}
     yield "edit", "edit", {**given, "source": source, "start": 2, "end": 6}

@@ -31,7 +31,7 @@ def test_the_parts_are_as_large_as_the_real_ones():
 @pytest.mark.matrix
 @pytest.mark.timeout(1500)
 def test_every_stage_runs_by_every_plan_at_two_layers(tmp_path):
-    size = ("--layers", "2", "--planner", "--seconds", "10", "--steps", "2")
+    size = ("--layers", "2", "--planner", "--two", "--seconds", "10", "--steps", "2")
     result = python("-m", "tools.full_size", str(tmp_path), *size, seconds=1400)
     assert result.returncode == 0, result.stderr
     rows = [
@@ -43,6 +43,9 @@ def test_every_stage_runs_by_every_plan_at_two_layers(tmp_path):
         plan: [row[1] for row in rows if row[0] == plan] for plan in ("resident", "swap", "fp8")
     }
     assert set(map(tuple, stages.values())) == {
-        ("load", "song", "planned song", "cover", "extend", "edit")
+        (
+            *("load", "song", "planned song", "other model", "first model again"),
+            *("cover", "extend", "edit"),
+        )
     }
     assert all("decoding" in row[4] for row in rows if row[1] != "load"), result.stdout

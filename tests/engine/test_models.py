@@ -117,6 +117,11 @@ def test_a_model_that_is_not_here_is_refused_with_how_to_get_it(
     assert f"hf download {CHECKPOINTS['base']}" in missing.hint
     assert "there is no such folder" in refusal(str(tmp_path / "no")).message
     assert "built-in engine" in refusal("preview").message
+    monkeypatch.setattr(model_weights, "MODELS_FOLDER", shelf)
+    morph = {"source": "a.wav", "action": "morph", "options": {"model": "turbo"}}
+    monkeypatch.setattr(backend, "check_audio", lambda request: 10.0)
+    with pytest.raises(InvalidRequest, match="Morph needs a checkpoint with guidance"):
+        backend.check(parse_request("edit", morph), studio)
     made(studio, str(shelf / CHECKPOINTS["turbo"]))
     monkeypatch.setenv("SPACE_ID", "a/space")
     assert "not a folder" in refusal(str(tmp_path)).message

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+import page_edit
+import page_fields
 import page_form
 import planner
 import tooltips
+from model_weights import task_support
 from params import REQUESTS, parse_request
 from status import UNKNOWN, SongModelStatus
 from tests.unit.forms import STATUS, build_forms
@@ -98,7 +101,8 @@ def test_a_turbo_checkpoint_has_its_own_defaults_and_no_guidance(forms):
 
 
 def song_model(name: str, state: Any = "ready") -> SongModelStatus:
-    return SongModelStatus(name, name, f"org/{name}", state, name == "sft", 11.5, {})
+    tasks = task_support(name)
+    return SongModelStatus(name, name, f"org/{name}", state, name == "sft", 11.5, tasks)
 
 
 def test_the_models_that_are_here_can_be_chosen_and_each_has_its_own_defaults(forms, monkeypatch):
@@ -120,6 +124,24 @@ def test_the_models_that_are_here_can_be_chosen_and_each_has_its_own_defaults(fo
     guidance = form.fields["options.guidance"]
     assert not follow("turbo")[guidance]["interactive"] and follow("")[guidance]["interactive"]
     assert set(follow("")) == set(outputs)
+
+
+def test_a_record_of_another_model_says_what_changes_and_tracks_choose_stems():
+    here = (song_model("sft"), song_model("turbo"), song_model("base", "missing"))
+    status = replace(STATUS, model="org/sft", song_models=here)
+    record = {**record_of("generate"), "model": {"id": "org/turbo"}}
+    name = page_form.settings("generate", record).values["options.model"]
+    assert name == "org/turbo" and page_fields.choice_of(name, status) == "turbo"
+    said = {name: page_fields.another_model(name, status) for name in (name, "", "org/sft", "base")}
+    assert "Model is Fast now" in said[name] and not said[""] and not said["org/sft"]
+    assert "base, which is not here" in said["base"]
+    # Stems is not here, and actions with tracks stay with the studio's own.
+    assert page_edit.model_for("layer", "", status) == ""
+    status = replace(status, song_models=(*here[:2], song_model("base")))
+    assert page_edit.model_for("layer", "", status) == "base"
+    assert page_edit.model_for("layer", "turbo", status) == "turbo"
+    assert page_edit.model_for("repaint", "base", status) == ""
+    assert page_edit.tasks_here(status)["extract"] == "official"
 
 
 def test_a_song_without_a_plan_has_no_options_for_it(forms):
