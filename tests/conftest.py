@@ -64,11 +64,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow; pytest --slow runs it"))
 
 
-def pytest_collection_finish() -> None:
-    # By now the libraries are loaded. Without this the collector, which the studio calls whenever it unloads a model,
-    # looks through all that they hold: half a second, hundreds of times.
-    gc.collect()
-    gc.freeze()
+_file_of_tests: Path | None = None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before each file of tests, put what is in use out of the garbage collector's sight.
+
+    The studio calls the collector whenever it unloads a model. Beside gradio, torch and transformers each call would
+    take half a second, and there are hundreds.
+    """
+    global _file_of_tests
+    if item.path != _file_of_tests:
+        _file_of_tests = item.path
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:
