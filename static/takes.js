@@ -7,13 +7,18 @@
   const { address, clock, fill, icon, isGone, lineAt, make, sketch, wave, where, whileThere } = studio.tools;
   const { player } = studio;
 
-  // A menu closes with a click anywhere else, with Esc, which then cancels nothing (studio.js), and when the page moves.
+  // A menu closes with a click anywhere else, with Esc, which then cancels nothing (studio.js), and when its button
+  // moves. What grows above it scrolls the page without moving it in the window.
   const menus = () => document.querySelectorAll(".menu[open]");
-  const shut = (unless) => {
-    for (const menu of menus()) if (!unless || !menu.contains(unless)) menu.open = false;
+  const openedAt = new WeakMap(); // the top of the button's place in the window, by menu
+  const topOf = (menu) => Math.round(menu.firstChild.getBoundingClientRect().top);
+  const shut = () => {
+    for (const menu of menus()) if (openedAt.has(menu) && topOf(menu) !== openedAt.get(menu)) menu.open = false;
   };
-  window.addEventListener("scroll", ({ target }) => shut(target), { capture: true, passive: true });
-  window.addEventListener("resize", () => shut());
+  window.addEventListener("scroll", shut, { capture: true, passive: true });
+  window.addEventListener("resize", () => {
+    for (const menu of menus()) menu.open = false;
+  });
   document.addEventListener("click", ({ target }) => {
     for (const menu of menus())
       if (!menu.contains(target) || target.closest(".sheet :is(a, button:not(.copy))")) menu.open = false;
@@ -101,7 +106,11 @@
       const [button, sheet] = made.children;
       sheet.popover = "manual";
       sheet.togglePopover?.(made.open);
-      if (!made.open) return;
+      if (!made.open) {
+        openedAt.delete(made);
+        return;
+      }
+      openedAt.set(made, topOf(made));
       const { left, right, top, bottom } = button.getBoundingClientRect();
       const below = innerHeight - bottom >= sheet.offsetHeight + 8 || innerHeight - bottom > top;
       sheet.style.left = `${Math.max(Math.min(right, innerWidth - 8) - sheet.offsetWidth, Math.min(left, 8))}px`;

@@ -14,9 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from gradio import Blocks
 
 _HOME = Path(tempfile.mkdtemp(prefix="ace-studio-tests-"))
 os.environ.update(
@@ -135,13 +138,20 @@ def ports() -> None:
 
 
 @pytest.fixture(scope="session")
-def server(ports: None, tiny: Path) -> Iterator[str]:
-    """The address of the page and the API on random weights, served from this process."""
+def served_page(ports: None, tiny: Path) -> Iterator[Blocks]:
+    """The page and the API on random weights, served from this process."""
     import app
 
     demo = app.build_app()
-    yield app.launch(demo).rstrip("/")
+    app.launch(demo)
+    yield demo
     demo.close()
+
+
+@pytest.fixture(scope="session")
+def server(served_page: Blocks) -> str:
+    """The address of `served_page`."""
+    return served_page.local_url.rstrip("/")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import json
 import logging
 import socket
@@ -15,8 +14,8 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from gradio import Blocks
 from gradio.route_utils import get_root_url
-from gradio.routes import App
 from starlette.requests import Request
 
 import api_guard
@@ -311,9 +310,9 @@ NOT_CARRIED = [
 ]
 
 
-def ways_of_calling(server: str, name: str) -> Iterator[tuple[str, dict]]:
+def ways_of_calling(page: Blocks, name: str) -> Iterator[tuple[str, dict]]:
     """Yield each route that leads to an endpoint, with a body that fits it."""
-    functions = app_of(server).get_blocks().fns
+    functions = page.fns
     index, function = next(
         (i, each) for i, each in functions.items() if each.api_name == name and each.fn
     )
@@ -325,9 +324,9 @@ def ways_of_calling(server: str, name: str) -> Iterator[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("name", api_guard.GUARDED)
-def test_an_endpoint_wants_the_key_by_every_route(server, monkeypatch, name):
+def test_an_endpoint_wants_the_key_by_every_route(server, served_page, monkeypatch, name):
     monkeypatch.setenv("ACE_STUDIO_API_KEY", "secret")
-    for route, body in ways_of_calling(server, name):
+    for route, body in ways_of_calling(served_page, name):
         for more, headers in NOT_CARRIED:
             answer = post(server, route, {**body, **more}, **headers)
             assert answer.status_code == 401, (route, more, headers, answer.text)
@@ -401,13 +400,13 @@ def test_a_strange_function_number_breaks_neither_a_call_nor_a_cancel(server, ca
 @pytest.mark.parametrize(
     "name", ["a" * 101, ["a"], {"a": 1}, 7], ids=["long", "list", "object", "number"]
 )
-def test_a_name_that_is_kept_is_short_and_text(server, name):
-    kept = len(app_of(server).state_holder.session_data)
+def test_a_name_that_is_kept_is_short_and_text(server, served_page, name):
+    kept = len(served_page.app.state_holder.session_data)
     for route in ("queue/join", "cancel", "call/capabilities", "run/predict", "component_server"):
         answer = post(server, route, {"data": [], "fn_index": 0, "session_hash": name})
         assert answer.status_code == 400, route
         assert "100 characters" in answer.json()["detail"]
-    assert len(app_of(server).state_holder.session_data) == kept
+    assert len(served_page.app.state_holder.session_data) == kept
 
 
 def test_a_long_name_in_an_address_is_refused(server):
@@ -415,8 +414,8 @@ def test_a_long_name_in_an_address_is_refused(server):
         assert get(f"{server}/gradio_api/{route}").status_code == 400, route
 
 
-def test_answers_that_nobody_fetches_do_not_pile_up(server, monkeypatch):
-    waiting = app_of(server).get_blocks()._queue.pending_messages_per_session
+def test_answers_that_nobody_fetches_do_not_pile_up(server, served_page, monkeypatch):
+    waiting = served_page._queue.pending_messages_per_session
     monkeypatch.setattr(api_guard, "MOST_UNREAD", 6)
     call = {"data": [], "session_hash": "nobody reads this"}
     statuses = [post(server, "call/capabilities", call).status_code for _ in range(9)]
@@ -426,8 +425,10 @@ def test_answers_that_nobody_fetches_do_not_pile_up(server, monkeypatch):
     assert "nobody reads this" not in waiting
 
 
-def test_sessions_are_forgotten_once_their_answers_are_read_or_left(server, monkeypatch):
-    queue = app_of(server).get_blocks()._queue
+def test_sessions_are_forgotten_once_their_answers_are_read_or_left(
+    server, served_page, monkeypatch
+):
+    queue = served_page._queue
     ids, messages = queue.pending_event_ids_session, queue.pending_messages_per_session
     read = []
     for session in ({}, {"session_hash": "again"}, {"session_hash": "again"}):
@@ -445,23 +446,12 @@ def test_sessions_are_forgotten_once_their_answers_are_read_or_left(server, monk
     assert {"busy", "unread"} <= {*ids}
 
 
-def test_what_only_the_browser_does_is_no_function(server, caplog):
-    functions = app_of(server).get_blocks().fns
+def test_what_only_the_browser_does_is_no_function(server, served_page):
+    functions = served_page.fns
     index = next(i for i, each in functions.items() if each.fn is None and not each.cancels)
     data = [None] * len(functions[index].inputs)
     answer = post(server, "queue/join", {"data": data, "fn_index": index, "session_hash": "a"})
     assert answer.status_code == 404 and "no function" in answer.json()["detail"]
-
-
-def app_of(server: str) -> App:
-    """Return the app that serves `server`, in this process."""
-    port = server.rpartition(":")[2]
-    apps = [each for each in gc.get_objects() if type(each) is App and each.blocks]
-    # A page that was built and never served has no port, and one that has ended may have had the same. Of two apps
-    # of one page the last is served.
-    running = {each.blocks for each in apps if each.blocks.is_running}
-    (page,) = [each for each in running if str(each.server_port) == port]
-    return page.app
 
 
 def test_an_unknown_session_or_event_is_told_so_without_a_traceback(server, caplog, monkeypatch):
