@@ -12,6 +12,12 @@ cd -- "$ROOT"
 
 has() { grep -qw "$1" /proc/cpuinfo 2>/dev/null; }
 
+files=$(grep -rl --include='test_*.py' 'mark\.numbers' tests)
+outputs=$(mktemp -d)
+processes=()
+trap 'kill "${processes[@]}" 2>/dev/null; rm -rf -- "$outputs"' EXIT
+runs=0
+
 as() { # a processor's name, the variables that make this one of it, pytest's arguments after --
     name=$1
     shift
@@ -21,13 +27,16 @@ as() { # a processor's name, the variables that make this one of it, pytest's ar
         shift
     done
     shift
-    printf 'as %s:%s\n' "$name" "$variables"
-    # shellcheck disable=SC2086 # no value has a space
-    env $variables "$PYTHON" -m pytest --slow -m "numbers and not gpu and not matrix" -q -n logical --maxprocesses 2 \
-        --dist loadfile --no-loadscope-reorder "$@" || failed="$failed, $name"
+    runs=$((runs + 1))
+    names[runs]=$name
+    printf 'as %s:%s\n' "$name" "$variables" >"$outputs/$runs"
+    # shellcheck disable=SC2086 # no value and no file's name has a space
+    env $variables "$PYTHON" -m pytest --slow -m "numbers and not gpu and not matrix" -q -p no:xdist $files "$@" \
+        >>"$outputs/$runs" 2>&1 &
+    processes[runs]=$!
 }
 
-failed=""
+# All at the same time, each in a process of its own: loading torch and the tests takes longer than many of the tests.
 # Only what this processor has can be asked for; what is asked for beyond that would end the process.
 if has sse4_1; then
     as "one without AVX" ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
@@ -43,6 +52,12 @@ if ! has avx2; then
     as "one with two cores" OMP_NUM_THREADS=2 -- "$@"
     as "one with a single core" OMP_NUM_THREADS=1 -- "$@"
 fi
+
+failed=""
+for ((run = 1; run <= runs; run++)); do
+    wait "${processes[run]}" || failed="$failed, ${names[run]}"
+    cat "$outputs/$run"
+done
 if [ -n "$failed" ]; then
     printf 'Failed as %s.\n' "${failed#, }"
     exit 1

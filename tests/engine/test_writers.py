@@ -147,6 +147,7 @@ def test_each_setting_of_the_plan_changes_the_song_and_off_means_no_planner(stud
     assert np.array_equal(samples_of(off)[0], samples_of(without)[0])
 
 
+@pytest.mark.slow
 def test_an_automatic_length_is_the_planners_and_the_page_hears_of_it(studio):
     *events, done = studio.stream(song_request(duration=None, **GIVEN))
     length = done.record["length"]

@@ -64,6 +64,7 @@ def hertz(samples: np.ndarray) -> float:
     return float(spectrum.argmax())
 
 
+@pytest.mark.slow
 def test_what_a_browser_records_becomes_the_source(cover: Any, fake: Any):
     page = cover.page
     cover.text("prompt").click()  # a page must be used before it may play

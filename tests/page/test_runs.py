@@ -127,6 +127,7 @@ def test_a_tab_of_the_same_browser_shows_what_another_one_starts(
     other.close()
 
 
+@pytest.mark.slow
 def test_the_page_asks_once_a_second_at_most_and_not_at_all_while_it_is_hidden(
     page: Page, fake, gate, tab
 ):

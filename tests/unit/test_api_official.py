@@ -484,6 +484,7 @@ def test_tasks_of_a_studio_that_was_killed_have_failed(tmp_path, monkeypatch):
         forever.set()
 
 
+@pytest.mark.slow
 def test_five_hundred_tasks_of_fifty_clients_reach_their_own(tmp_path, monkeypatch):
     """The queue takes 32 at a time; a client that finds it full tries again, as they do."""
     monkeypatch.setattr(limits, "MOST_WAITING_OF_AN_ADDRESS", 32)
