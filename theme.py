@@ -8,6 +8,7 @@ escaped here, wherever it comes from.
 from __future__ import annotations
 
 import json
+import re
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,7 +108,17 @@ def _palette(name: str) -> Color:
 
 
 def static(name: str) -> str:
-    return (STATIC / name).read_text(encoding="utf-8")
+    """Return a file of static/ as it is sent: scripts and style sheets without comments and indents.
+
+    No text in a script goes over several lines, so that an indent is never part of one.
+    """
+    text = (STATIC / name).read_text(encoding="utf-8")
+    if name.endswith(".css"):
+        text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    if name.endswith((".css", ".js")):
+        lines = filter(None, map(str.strip, text.splitlines()))
+        text = "\n".join(line for line in lines if not line.startswith("//"))
+    return text
 
 
 def script(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 from dataclasses import asdict, replace
 
@@ -183,6 +184,17 @@ def test_colours_have_enough_contrast(side: int):
                 luminance(theme.LOOK["tokens"][name][side]) for name in (front, back)
             )
             assert (high + 0.05) / (low + 0.05) >= least, (front, back)
+
+
+def test_scripts_and_styles_are_sent_without_comments():
+    sent = theme.css() + theme.head()
+    assert not re.search(r"^[ \t]|^//|/\* ", sent, re.MULTILINE)
+    # Nothing but comments and indents is missing.
+    for path in theme.STATIC.glob("*.js"):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        code = [line for line in lines if line and not line.startswith("//")]
+        assert theme.static(path.name).splitlines() == code
+        assert not [line for line in code if line.count("`") % 2], path.name
 
 
 def test_the_theme_loads_nothing_from_other_servers():
