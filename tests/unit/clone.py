@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.program import ROOT
 
 SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh", "tools/processors.sh")
-TOOLS = "cat chmod cksum cp dirname env grep id ln mkdir mv rm rmdir sleep touch"
+TOOLS = "cat chmod cksum cp dirname env grep id ln mkdir mktemp mv rm rmdir sleep touch"
 BASH = shutil.which("bash") or "/bin/bash"
 
 # The probe of the scripts runs in these tests' Python, with another version, machine and set of modules.
@@ -73,6 +73,7 @@ class Clone:
         self.javascript = self.root / "tests" / "javascript"
         self.javascript.mkdir(parents=True)
         (self.javascript / "package-lock.json").write_text("{}\n")
+        (self.root / "tests" / "test_sums.py").write_text("@pytest.mark.numbers\n")
         for name in ("", "-ray", "-dev", "-songwriter", "-media"):
             (self.root / f"requirements{name}.txt").write_text("torch\n")
         self.bin.mkdir()

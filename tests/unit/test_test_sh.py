@@ -61,6 +61,7 @@ def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clo
     all_tests, *runs = [line for line in clone.log() if line.startswith("pytest")]
     assert all_tests.startswith(f"{PYTEST} --slow as")
     assert len(runs) == 3 and all(run.startswith(NUMBERS) for run in runs)
+    assert all("tests/test_sums.py" in run for run in runs)
     assert len({run.partition(" as ")[2] for run in runs}) == 3
     clone.switch("fail-pytest")
     code, said = clone.run("test.sh", "--slow")
