@@ -212,7 +212,7 @@ def add_source(form: Form, tab: gr.Tab) -> RestoreOffer:
     chosen = gr.Textbox(visible=False)
     name_too = "(file) => [file, file.orig_name]"
     latest.input(None, latest, [source, chosen], js=name_too, **AT_ONCE)
-    gr.Markdown(help_text("source", task=form.mode), elem_classes=["help"])
+    html(theme.remark(help_text("source", task=form.mode)))
     return RestoreOffer(form, chosen)
 
 
@@ -392,7 +392,7 @@ def kind_of(choice: str, status: Status) -> str:
 def add_reference(form: Form, details: gr.Accordion) -> None:
     """Add the reference, with a line that shows problems with it at once."""
     reference = add_audio(form, "reference", details.expand)
-    gr.Markdown(help_text("reference"), elem_classes=["help"])
+    html(theme.remark(help_text("reference")))
     line = html(elem_id=f"{form.mode}-reference-line")
 
     def check(path: str | None) -> str:

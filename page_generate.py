@@ -178,7 +178,7 @@ def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
         height=140,
         elem_id=f"{form.mode}-settings",
     )
-    gr.Markdown(tooltips.SETTINGS_FILE_HELP, elem_classes=["help"])
+    html(theme.remark(tooltips.SETTINGS_FILE_HELP))
     return file, html(elem_id=f"{form.mode}-offer")
 
 

@@ -41,7 +41,7 @@ def add_loras(form: Form) -> None:
             height=140,
             elem_id=f"{form.mode}-lora-file",
         )
-        gr.Markdown(tooltips.LORA_FILE_HELP, elem_classes=["help"])
+        html(theme.remark(tooltips.LORA_FILE_HELP))
         hub_allowed = lora_sources.hub_allowed()
         if hub_allowed:
             box, button = _hub(form)
