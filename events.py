@@ -143,6 +143,7 @@ SHARES: dict[Stage, tuple[float, float]] = {
     "lending": (0.01, 0.0),
     "downloading": (0.01, 0.01),
     "loading": (0.02, 0.0),
+    "checking": (0.02, 0.01),
     "preparing": (0.03, 0.0),
     "writing": (0.03, 0.05),
     "planning": (0.08, 0.17),

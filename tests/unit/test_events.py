@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import threading
+from typing import get_args
 
 import pytest
 
+import api_official_results
+import api_runs
 import gpu
+import tooltips
 from api_guard import _refusal_of
-from events import NO_THREADS, StudioError, is_out_of_memory
+from api_official_tasks import Asked
+from events import NO_THREADS, SHARES, Progress, Stage, StudioError, is_out_of_memory, share_done
 
 
 @pytest.mark.parametrize(
@@ -58,3 +64,17 @@ def test_a_lack_of_threads_has_a_sentence(monkeypatch):
     assert gpu.problem_of(raised.value) == NO_THREADS
     refused = _refusal_of(raised.value, "")
     assert refused.status_code == 503 and "no more threads" in refused.detail
+
+
+def test_every_stage_has_its_words_and_its_share():
+    assert {*get_args(Stage)} == {*SHARES} == {*tooltips.STAGES}
+
+
+@pytest.mark.parametrize("stage", get_args(Stage))
+def test_every_client_hears_of_every_stage(stage):
+    progress = Progress(stage, 1, 2)
+    facts = {"state": "running", "mode": "generate", "progress": vars(progress), "note": ""}
+    assert tooltips.STAGES[stage] in api_runs.line_of({**facts, "tokens": 0})
+    assert api_runs.share_of(facts) == share_done(progress)
+    entry = api_official_results._unfinished("0", facts, Asked("x"))
+    assert json.loads(entry["result"])[0]["progress"] == share_done(progress)
