@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,13 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
     with timed(seconds, "loading"):
         yield from selfcheck.song_model(loaded, pipe)
     job, plan, chosen, changes = _in_known_words(loaded, job, plan)
-    notes = (*_prompt_notes(from_prompt), *changes)
+    job, plan, from_script, named = _in_written_language(job, plan)
+    notes = (*_prompt_notes(from_prompt), *changes, *named)
+    sources = {
+        **dict.fromkeys(from_prompt, "prompt"),
+        **dict.fromkeys(chosen, "engine"),
+        **dict.fromkeys(from_script, "lyrics"),
+    }
     acting = lora_apply.reconcile(pipe, job.loras)
     was_half = getattr(pipe.transformer, "half_precision", False)
     for event in run(pipe, job, plan, _listener(loaded, placing)):
@@ -109,7 +115,7 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
                 plan=plan_entry,
                 loras=acting,
                 length=length,
-                details=_details(job, from_prompt, chosen),
+                details=_details(job, sources),
                 seconds={**seconds, **event.ran.seconds},
             )
             closing = (*_lora_notes(job), *_plan_notes(plan_entry))
@@ -149,13 +155,29 @@ def _prompt_notes(from_prompt: Mapping[str, Any]) -> tuple[str, ...]:
     return (tooltips.FROM_PROMPT.format(facts=", ".join(facts)),)
 
 
-def _details(job: Job, from_prompt: Iterable[str], chosen: Iterable[str]) -> dict[str, DetailEntry]:
-    details = {}
-    for name in from_prompt:
-        details[name] = DetailEntry(value=getattr(job.request, name), source="prompt")
-    for name in chosen:
-        details[name] = DetailEntry(value=getattr(job.request, name), source="engine")
-    return details
+def _in_written_language(
+    job: Job, plan: Plan | None
+) -> tuple[Job, Plan | None, tuple[str, ...], tuple[str, ...]]:
+    """Set the language by the script of the lyrics if neither the visitor nor the planner chose one.
+
+    Returns the job, the plan, the details that the script decided, and notes for the visitor.
+    """
+    chosen = job.request.language if plan is None else plan.metadata["language"]
+    language = written_language(job.request.sung_lyrics())
+    if chosen != "unknown" or language == "unknown":
+        return job, plan, (), ()
+    job = replace(job, request=job.request.model_copy(update={"language": language}))
+    if plan is not None:
+        plan = replace(plan, metadata={**plan.metadata, "language": language})
+    return job, plan, ("language",), (tooltips.FROM_SCRIPT.format(language=LANGUAGES[language]),)
+
+
+def _details(job: Job, sources: Mapping[str, str]) -> dict[str, DetailEntry]:
+    """Return what decided each detail that was left open, by the names of the request's fields."""
+    return {
+        name: DetailEntry(value=getattr(job.request, name), source=source)
+        for name, source in sources.items()
+    }
 
 
 def _lora_notes(job: Job) -> tuple[str, ...]:
@@ -440,18 +462,6 @@ class Song:
         self.switch_step: int | None = None  # from which the words alone count
         self._generators = song_loop.generators_for(job.seeds)
         self._timbre = None
-        self._name_language()
-
-    def _name_language(self) -> None:
-        """Set the language by the script of the lyrics if nobody chose one."""
-        if self.request.language != "unknown":
-            return
-        language = written_language(self.request.sung_lyrics())
-        if language != "unknown":
-            self.request = self.request.model_copy(update={"language": language})
-            self.notes.append(
-                f"Language was set to {LANGUAGES[language]}, by the script of the lyrics."
-            )
 
     def read(self) -> Iterator[Progress]:
         """Set `duration` in seconds, `length` in samples, `frames`, and a source's samples and latents.

@@ -66,10 +66,9 @@ class Made:
     def song(self) -> dict[str, Any]:
         """Return what the song was made with: the visitor's own values, the plan's, or what the prompt named."""
         stored = Stored.from_record(self.record)
-        facts = {name: stored.song_detail(name) for name in prompt_facts.FIELDS}
+        facts = {name: stored.song_detail(name) for name in (*prompt_facts.FIELDS, "language")}
         for name, value in facts.items():
             facts[name] = value or getattr(self.request, name)
-        facts["language"] = self.plan.get("language", self.request.language)
         return {"prompt": self.plan.get("caption", self.request.prompt), **facts}
 
     def sings_its_lyrics(self) -> bool:

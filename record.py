@@ -91,7 +91,8 @@ class PlanEntry(TypedDict):
 class DetailEntry(TypedDict):
     value: Annotated[int | str, "what the song was made with"]
     source: Annotated[
-        str, "what decided it: `prompt`, or `engine` where the built-in engine drew it"
+        str,
+        "what decided it: `prompt`, `lyrics` by their script, or `engine` where the built-in engine drew it",
     ]
 
 
@@ -179,7 +180,8 @@ class SongRecord(JobRecord):
     details: NotRequired[
         Annotated[
             dict[str, DetailEntry],
-            "BPM, key and time signature that were left open and that the prompt or the built-in engine decided",
+            "BPM, key, time signature and language that were left open and that the prompt, the lyrics' script or the "
+            "built-in engine decided",
         ]
     ]
     switch_step: NotRequired[
@@ -394,9 +396,9 @@ class Stored:
         return key if isinstance(key, str) else ""
 
     def song_detail(self, name: str) -> Any:
-        """Return the BPM, key or time signature that the song was made with, None or "" if it had none."""
+        """Return the BPM, key, time signature or language that the song was made with, None or "" if it had none."""
         detail = _mapping(self.details.get(name)).get("value")
-        return self.plan.get(name) or detail or self.request.get(name)
+        return detail or self.plan.get(name) or self.request.get(name)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -314,6 +314,7 @@ def unread(dropped: str) -> str:
     return UNREAD_REST.format(count=len(words), dropped=" ".join(words[:FEW_WORDS]))
 
 
+FROM_SCRIPT = "Language was set to {language}, by the script of the lyrics."
 FROM_PROMPT = "From the prompt: {facts}."
 REMOVE_KEY = "Remove it from the prompt"
 SAYS_INSTRUMENTAL = "The prompt says instrumental, but there are lyrics to sing."

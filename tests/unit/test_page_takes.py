@@ -80,6 +80,9 @@ def test_the_words_that_are_timed_are_those_that_were_sung():
     assert (asked.steps, asked.planned) == (20, True)
     plain = page_takes.timing(made(bpm=90))
     assert (plain.prompt, plain.bpm, plain.planned) == ("a song", 90, False)
+    take = made(plan={**PLAN, "language": "unknown"})
+    take.record["details"] = {"language": {"value": "ko", "source": "lyrics"}}
+    assert page_takes.timing(take).language == "ko"
 
 
 def test_only_what_sings_all_of_its_lyrics_can_be_timed():
