@@ -6,26 +6,35 @@ Only its id leads to a run. Every id that belongs to no run gets the same answer
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import audio
+import takes
 import theme
 import tooltips
 from events import Done, Draft, Problem, Progress, StudioError, share_done
-from limits import shown
+from limits import FORMATS, shown
 from params import REQUESTS, SongRequest
-from runs import Cancelled, Run, RunEvent, Runs, Waiting, address_of, addresses
+from runs import NO_TAKE, Cancelled, Run, RunEvent, Runs, Waiting, address_of, addresses
 
 MOST_IDS = 20  # in one call
 HEARTBEAT_SECONDS = 15.0  # between two lines of an event stream without events
 VISITOR_HEADER = "x-ip-token"  # names the visitor on whose quota ZeroGPU lends a card
+MOST_TITLE = 200  # letters of a title in a file's tags
+MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
+_encoding = threading.BoundedSemaphore(2)  # a song in another format costs a core for some seconds
 STATUS_OF_CODE = {"no_run": 404, "no_take": 404}
 
 
@@ -217,15 +226,45 @@ async def cancel(request: Request) -> Response:
 
 
 async def take(request: Request) -> Response:
-    """Serve a take from the output folder, whole or in parts (Range)."""
+    """Serve a take from the output folder, whole or in parts (Range); with ?format=... as a file of that kind.
+
+    That file has ?title=... in its tags.
+    """
     try:
         path = _runs_for(request).take(request.path_params["run"], request.path_params["number"])
+        if "format" in request.query_params:
+            return await _converted(path, request)
     except StudioError as error:
         return _refusal(error.problem)
     headers = {"Cache-Control": "private, max-age=3600"}
     return FileResponse(
         path, filename=path.name, content_disposition_type="inline", headers=headers
     )
+
+
+async def _converted(path: Path, request: Request) -> Response:
+    kind = request.query_params["format"]
+    if kind not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise StudioError("invalid", f"format must be one of {known}, not {shown(kind)}.")
+    title = request.query_params.get("title", "")[:MOST_TITLE]
+
+    def encoded() -> bytes:
+        with _encoding:
+            return takes.as_download(path, kind, title).getvalue()
+
+    try:
+        file = await run_in_threadpool(encoded)
+    except audio.AudioError as error:
+        raise StudioError("invalid", str(error)) from None
+    except (OSError, KeyError, IndexError, TypeError):
+        raise StudioError.from_problem(NO_TAKE) from None
+    name = quote(f"{path.stem}.{kind}")
+    headers = {
+        "Cache-Control": "private, no-store",
+        "Content-Disposition": f"attachment; filename*=utf-8''{name}",
+    }
+    return Response(file, media_type=MEDIA_TYPES[kind], headers=headers)
 
 
 ROUTES = (

@@ -31,7 +31,7 @@ from events import Done, Event, Failed, Problem, Progress, StudioError
 from limits import MOST_WAITING_OF_A_PAGE
 from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of
 from params import AUDIO_FIELDS, Request
-from runs import CANCELLED, CUT_OFF, NO_RUN, NO_TAKE, Cancelled, Run, Runs, runs_of
+from runs import CANCELLED, CUT_OFF, NO_RUN, NO_TAKE, Cancelled, Runs, runs_of
 
 log = logging.getLogger("studio")
 
@@ -239,7 +239,7 @@ def start(
         return failed(Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT))
     tab = bar.name.split("-")[0]
     ticket = {"run": run.id, "title": run.title, "tab": tooltips.TABS[tab], "at": time.time_ns()}
-    if run.request.mode in tooltips.GO:  # it can be made again from the fields of a tab
+    if run.request.mode == tab:  # it can be made again from the fields of the tab
         ticket["settings"] = {"request": _without_files(run.request)}
     return {bar.line: api_runs.line_of(facts), bar.runs: ticket}
 
@@ -267,7 +267,7 @@ def connect_end(
     def fetch(asked: gr.EventData, *values: Any) -> Updates:
         run_id = str(asked.run)
         run = runs.find(run_id)
-        made = _made(runs, run, run_id)
+        made = ended_of(runs, run_id)
         if made:
             shown = _shown(made, values)
             if asked.meanwhile:
@@ -301,8 +301,9 @@ def connect_end(
     )
 
 
-def _made(runs: Runs, run: Run | None, run_id: str) -> Ended | None:
+def ended_of(runs: Runs, run_id: str) -> Ended | None:
     """Return what a run has made, also one that only its files tell of; None if that is nothing."""
+    run = runs.find(run_id)
     if run and isinstance(run.outcome, Done):
         numbers = tuple(range(1, len(run.outcome.files) + 1))
         request = page_words.as_made(run.request, run.outcome.record)

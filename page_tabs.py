@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 import page_form
+import theme
 import tooltips
 from backend import Backend
 from events import StudioError
@@ -17,7 +18,7 @@ from page_fields import SongTab
 from page_form import AT_ONCE, Form, Updates
 from page_generate import generate_tab
 from page_lyrics import LyricsTab, lyrics_tab
-from page_takes import Made, ResultPanel, take_of
+from page_takes import ResultPanel, take_of
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 
@@ -40,15 +41,14 @@ def build_tabs(studio: Backend) -> list[SongTab | LyricsTab]:
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
     """Make a take's buttons use it as the source in another tab, with its words and musical facts."""
 
-    def hand_over(pressed: gr.EventData, made: list[Made]) -> Updates:
-        number = int(pressed.number)
+    def hand_over(pressed: gr.EventData) -> Updates:
         form = forms.get(pressed.use)
         if form is None:
             return {tabs: gr.skip()}
         try:
-            take = take_of(made, number, result)
+            take = take_of(pressed, result)
         except StudioError as error:
-            return result.change(number, note=str(error), wrong=True)
+            return {result.message: theme.notice("", error.problem.text())}
         filled = form.show(page_form.words_for(form.mode, take.record))
         filled[form.fields["source"]] = take.file
         return {**filled, tabs: gr.Tabs(selected=form.mode)}
@@ -57,8 +57,8 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
     fields: list[Any] = []
     for mode in tooltips.USE_IN:
         fields += forms[mode].components(names).values()
-    outputs = [tabs, *fields, result.takes]
-    opened = result.takes.select(hand_over, result.made, outputs, **AT_ONCE)
+    outputs = [tabs, *fields, result.message]
+    opened = result.takes.select(hand_over, None, outputs, **AT_ONCE)
     opened.then(None, js=TO_TOP, **AT_ONCE)
 
 

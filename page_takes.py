@@ -18,7 +18,6 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 from gradio.events import Dependency
 
-import audio
 import audio_export
 import audio_waveform
 import page_form
@@ -33,14 +32,24 @@ import theme
 import tooltips
 from backend import Backend
 from events import Done, Problem, StudioError
-from limits import FORMATS, INSTRUMENTAL, MORE_LIKE_THIS
+from limits import INSTRUMENTAL, MORE_LIKE_THIS
 from page_form import AT_ONCE, QUIET, Form, Undo, Updates, html
-from page_run import WITH_OWNER, Ended, RunBar, connect_again, connect_end, connect_run, start
-from params import AlignRequest, Request, SongRequest, parse_request
+from page_run import (
+    WITH_OWNER,
+    Ended,
+    RunBar,
+    connect_again,
+    connect_end,
+    connect_run,
+    ended_of,
+    start,
+)
+from params import AlignRequest, EditRequest, ExtendRequest, Request, SongRequest, parse_request
 from record import LineEntry, Stored
 from runs import address, runs_of
 
-LOSSY = ("mp3", "ogg")
+# What becomes a child of the take that it was made from.
+CHILDREN = ("more", "finish")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class Made:
     file: str
     run: str = ""
     number: int = 1
+
+    @property
+    def id(self) -> str:
+        """Return what the page calls it, the same for every visit."""
+        return f"{self.run}/{self.number}" if self.run else self.file
 
     @property
     def plan(self) -> Mapping[str, Any]:
@@ -77,6 +91,14 @@ class Made:
         return action in song_score.WHOLE_SONG and self.request.sung_lyrics() != INSTRUMENTAL
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The take that a run was made of by a button, and what the run is to it, such as "{take} in best quality"."""
+
+    take: Made
+    label: str
+
+
 class ResultPanel:
     """Where the takes of a tab appear, with messages, plan and record."""
 
@@ -91,23 +113,19 @@ class ResultPanel:
             self.kept = html(elem_id=f"{mode}-plan-kept")  # says that the plan's seed was kept
         self.takes = page_widgets.takes(mode)
         html(theme.remark(tooltips.kept_for(*takes.retention())), elem_id=f"{mode}-kept")
-        self.made = gr.State([])  # the takes shown
+        self.made = gr.State([])  # the takes of the latest run
         self.outputs = [self.message, self.plan, self.keep, self.kept, self.takes, self.made]
 
-    def show(self, ended: Ended, kept: Sequence[Made] = ()) -> Updates:
-        """Return the updates that show a finished run, after the takes that are `kept`."""
+    def show(self, ended: Ended, origin: Origin | None = None) -> Updates:
+        """Return the updates that show a finished run, which may be made of a take, its `origin`."""
         record = ended.done.record
-        files = ended.done.files
-        made = [*kept]
-        for take, file, number in zip(record["takes"], files, ended.numbers, strict=True):
-            new = Made(ended.request, record, take, file, ended.run, number)
-            made.append(with_file(new, self))
+        made = [with_file(each, self) for each in takes_of(ended)]
         # Gradio deletes old copies of the files that it knows.
         self.takes.temp_files.update(each.file for each in made)
         can_time = self.studio.status().timed_lyrics.available
-        cards = [card(each, can_time) for each in made]
+        cards = [card(each, can_time, origin) for each in made]
         if ended.written:
-            for each in cards[len(kept) :]:
+            for each in cards:
                 each["words"] = ended.request.lyrics
         place = song_score.best([each.take.get("score") for each in made])
         if place is not None:
@@ -120,13 +138,13 @@ class ResultPanel:
             self.plan: theme.plan(plan) if is_shown else "",
             self.keep: gr.update(visible=bool(plan and plan["used"])),
             self.kept: "",
-            self.takes: {"at": time.time_ns(), "takes": cards, "kept": len(kept), "record": record},
+            self.takes: {"at": time.time_ns(), "takes": cards, "record": record},
             self.made: made,
         }
 
-    def change(self, number: int, **news: Any) -> Updates:
-        """Return the update that changes what the page shows of take `number`."""
-        return {self.takes: {"at": time.time_ns(), "number": number, "change": news}}
+    def change(self, take: Made, **news: Any) -> Updates:
+        """Return the update that changes what the page shows of a take."""
+        return {self.takes: {"at": time.time_ns(), "take": take.id, "change": news}}
 
 
 def _why_best(made: Sequence[Made], place: int) -> str:
@@ -135,26 +153,40 @@ def _why_best(made: Sequence[Made], place: int) -> str:
     return tooltips.best_take(len(made), score, song_score.reason(parts, place))
 
 
-def card(made: Made, can_time: bool) -> dict[str, Any]:
+def takes_of(ended: Ended) -> list[Made]:
+    """Return the takes of a run."""
+    record = ended.done.record
+    found = []
+    for take, file, number in zip(record["takes"], ended.done.files, ended.numbers, strict=True):
+        found.append(Made(ended.request, record, take, file, ended.run, number))
+    return found
+
+
+def card(made: Made, can_time: bool, origin: Origin | None = None) -> dict[str, Any]:
     """Return what the page shows of a take, and the record that its settings are restored from.
 
-    `can_time` says whether the song model can time lyrics.
+    `can_time` says whether the song model can time lyrics. The page knows by `made_from`, the hash
+    of the source, which of its takes that is, if it was not made of its `origin`.
     """
     song = made.song()
-    variation = made.request.options.variation
-    varied = f"variation {variation:g}" if variation else ""
-    score = made.take.get("score")
-    scored = "" if score is None else tooltips.SCORE.format(score=score)
-    facts = tooltips.song_facts(song["bpm"], song["key"], varied, scored)
     peaks = audio_waveform.peaks(made.file)["peaks"]
+    source = (made.record.get("audio") or {}).get("source") or {}
     return {
-        "id": made.file,
+        "id": made.id,
+        "run": made.run,
+        "number": made.number,
+        "mode": made.request.mode,
         "seed": made.take["seed"],
         "title": _title(made),
-        "facts": [tooltips.clock(made.take["duration"]), *facts],
+        "label": origin.label if origin else derived(made.request),
+        "parent": origin.take.id if origin else "",
+        "made_from": source.get("sha256", ""),
+        "sha256": made.take.get("sha256", ""),
+        "changed": changed_parts(made.request, made.take["duration"]),
+        "facts": tooltips.song_facts(song["bpm"], song["key"]),
         "levels": tooltips.take_levels(made.take),
         "warnings": made.take["warnings"],
-        "score": score,
+        "score": made.take.get("score"),
         "lufs": made.take["loudness_lufs"],
         "seconds": made.take["duration"],
         "peaks": peaks,
@@ -167,6 +199,38 @@ def card(made: Made, can_time: bool) -> dict[str, Any]:
         "is_draft": _is_draft(made),
         "settings": _settings(made),
     }
+
+
+def derived(request: SongRequest) -> str:
+    """Return what a song made of a take is to that take, "" for a new song."""
+    if isinstance(request, ExtendRequest):
+        before = tooltips.SECONDS.format(request.before) if request.before else ""
+        after = tooltips.SECONDS.format(request.after) if request.after else ""
+        return " + ".join(filter(None, [before, "{take}", after]))
+    if not isinstance(request, EditRequest):
+        return tooltips.DERIVED.get(request.mode, "")
+    spans = changed_parts(request, 0.0)
+    parts = ", ".join(tooltips.span(start, end) for start, end in spans)
+    tracks = ", ".join(tooltips.track(each).lower() for each in request.tracks)
+    named = tooltips.DERIVED[request.action]
+    return named.replace("{parts}", parts).replace("{tracks}", tracks)
+
+
+def changed_parts(request: SongRequest, seconds: float) -> list[list[float]]:
+    """Return the parts, from and to in seconds, that are new in a song of `seconds` made of a take.
+
+    An end that was not named is that of the song.
+    """
+    if isinstance(request, ExtendRequest):
+        ends = [[0.0, request.before], [seconds - request.after, seconds]]
+        return [each for each in ends if each[1] - each[0] > 0]
+    if not isinstance(request, EditRequest) or request.action not in ("repaint", "layer"):
+        return []
+    if request.regions:
+        return [[start, end] for start, end in request.regions]
+    if request.start or request.end:
+        return [[request.start, request.end or seconds]]
+    return []
 
 
 def _is_draft(made: Made) -> bool:
@@ -236,18 +300,18 @@ class Wanted:
 def _connect_end(form: Form, bar: RunBar, result: ResultPanel) -> Dependency:
     """Show the songs and timed lyrics that the tab's runs have made; returns that event."""
 
-    def done(ended: Ended, made: list[Made]) -> Updates:
+    def done(ended: Ended) -> Updates:
         if ended.tag and ended.tag.what == "timed":
-            return _timed(bar, result, ended, made)
+            return _timed(bar, result, ended)
         return _shown(bar, result, ended)
 
-    def failed(problem: Problem, wanted: Wanted | None, made: list[Made]) -> Updates:
-        if wanted and wanted.what == "timed":
-            return _not_timed(bar, result, problem, wanted, made)
+    def failed(problem: Problem, wanted: Wanted | None) -> Updates:
+        if wanted and wanted.take and wanted.what == "timed":
+            return _not_timed(bar, result, problem, wanted.take)
         return {**_failed(bar, result, problem), **form.point_at(problem)}
 
     outputs = [*result.outputs, *form.error_lines, *form.folds]
-    return connect_end(bar, form.studio, done, failed, outputs, [result.made])
+    return connect_end(bar, form.studio, done, failed, outputs)
 
 
 def _shown(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
@@ -256,65 +320,47 @@ def _shown(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
     if wanted.what == "song":
         return {**line, **result.show(ended)}
     sentence = tooltips.RETAKEN
-    if wanted.what == "more":
-        sentence = tooltips.VARIED.format(percent=100 * ended.request.options.variation)
-    kept = []
-    if wanted.what == "finish":
-        sentence = tooltips.FINISHED_BEST
-    if wanted.take and wanted.what in ("more", "finish"):
-        kept = [wanted.take]
-    shown = result.show(ended, kept)
+    if wanted.what in CHILDREN:
+        sentence = tooltips.CHILD_MADE
+    origin = None
+    if wanted.take and wanted.what in CHILDREN:
+        percent = f"{100 * ended.request.options.variation:.0f}"
+        label = tooltips.DERIVED[wanted.what].replace("{percent}", percent)
+        origin = Origin(wanted.take, label)
+    shown = result.show(ended, origin)
     return {**line, **shown, result.message: theme.answer(sentence) + shown[result.message]}
 
 
-def _place(wanted: Wanted, made: Sequence[Made]) -> int:
-    """Return the number of a take on the page, 0 if another visit shows other takes."""
-    for number, each in enumerate(made, 1):
-        if wanted.take and each.file == wanted.take.file:
-            return number
-    return 0
-
-
-def _timed(bar: RunBar, result: ResultPanel, ended: Ended, made: list[Made]) -> Updates:
+def _timed(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
     record = ended.done.record
     if not record["lines"]:
-        return _not_timed(bar, result, Problem("unsung", tooltips.NOTHING_SUNG), ended.tag, made)
-    number = _place(ended.tag, made)
-    return _with_lines(
-        bar, result, ended.tag.take, number, record["lines"], record["lrc"], record["score"]
-    )
+        problem = Problem("unsung", tooltips.NOTHING_SUNG)
+        return _not_timed(bar, result, problem, ended.tag.take)
+    return _with_lines(bar, result, ended.tag.take, record["lines"], record["lrc"], record["score"])
 
 
 def _with_lines(
     bar: RunBar,
     result: ResultPanel,
     take: Made,
-    number: int,
     lines: Sequence[LineEntry],
     lrc: str,
     score: float,
 ) -> Updates:
-    """Return the updates that show the timed lyrics of a `take`, which is `number` on the page, or 0."""
+    """Return the updates that show the timed lyrics of a `take`."""
     name = f"{Path(take.file).stem}.lrc"
     file = processing_utils.save_bytes_to_cache(
         lrc.encode(), name, gradio_utils.get_upload_folder()
     )
     result.takes.temp_files.add(file)
     line = bar.idle(theme.line("done", tooltips.timed(len(lines))))
-    if not number:
-        return line
     alignment = tooltips.ALIGNMENT.format(score=score)
-    return {**line, **result.change(number, lines=lines, lrc=file, alignment=alignment, note="")}
+    return {**line, **result.change(take, lines=lines, lrc=file, alignment=alignment, note="")}
 
 
-def _not_timed(
-    bar: RunBar, result: ResultPanel, problem: Problem, wanted: Wanted, made: list[Made]
-) -> Updates:
+def _not_timed(bar: RunBar, result: ResultPanel, problem: Problem, take: Made) -> Updates:
     line = bar.idle(theme.line("failed", problem.message))
-    number = _place(wanted, made)
-    if number:
-        return {**line, **result.change(number, note=problem.text(), wrong=True)}
-    return line
+    return {**line, **result.change(take, note=problem.text(), wrong=True)}
 
 
 def made_line(request: SongRequest, done: Done) -> str:
@@ -333,38 +379,37 @@ def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:
 
 def connect_takes(form: Form, bar: RunBar, result: ResultPanel, undo: Undo) -> None:
     """Connect the buttons of the takes; `undo` restores what the settings of one replaced in the form."""
-    connect_formats(result)
     connect_settings(form, result, undo)
     connect_again(form, result.takes.retry, bar.runs.retry, remark=result.kept)
 
-    def begin(pressed: gr.EventData, owner: str, made: list[Made]) -> Updates:
+    def begin(pressed: gr.EventData, owner: str) -> Updates:
         what: Any = str(pressed.name)
-        number = int(pressed.number)
         request_builders = {"timed": timing, "more": more, "finish": finish, "retake": retake}
 
         def failed(problem: Problem) -> Updates:
             if what == "timed":
                 line = bar.idle(theme.line("failed", problem.message))
-                return {**line, **result.change(number, note=problem.text(), wrong=True)}
+                return {**line, **result.change(take, note=problem.text(), wrong=True)}
             return _failed(bar, result, problem)
 
-        if what not in request_builders or not 0 < number <= len(made):
-            return failed(Problem("take_gone", tooltips.TAKE_GONE))
-        take = made[number - 1]
+        try:
+            take = take_of(pressed, result)
+        except StudioError as error:
+            return _failed(bar, result, error.problem)
         lines = take.take.get("lines")
         if what == "timed" and lines:  # they were timed when the take was scored
             alignment = take.take["alignment"]
-            return _with_lines(bar, result, take, number, lines, song_align.lrc(lines), alignment)
+            return _with_lines(bar, result, take, lines, song_align.lrc(lines), alignment)
 
         def ask() -> Request:
-            return request_builders[what](with_file(take, result))
+            return request_builders[what](take)
 
         started = start(bar, form.studio, owner, ask, failed, Wanted(what, take))
         return {result.message: "", **started}
 
     result.takes.submit(
         begin,
-        [bar.runs, result.made],
+        [bar.runs],
         [*bar.outputs, result.message, result.takes],
         js=WITH_OWNER,
         concurrency_limit=None,
@@ -454,49 +499,16 @@ def with_file(made: Made, result: ResultPanel) -> Made:
     return replace(made, file=copy)
 
 
-def take_of(made: Sequence[Made], number: int, result: ResultPanel) -> Made:
-    """Return take `number`; raises StudioError if it or its file is gone."""
-    if not 0 < number <= len(made):
-        raise StudioError("take_gone", tooltips.TAKE_GONE)
-    return with_file(made[number - 1], result)
+def take_of(pressed: gr.EventData, result: ResultPanel) -> Made:
+    """Return the take whose button was pressed, of this visit or an earlier one.
 
-
-def connect_formats(result: ResultPanel) -> None:
-    """Let a take be downloaded in another format."""
-
-    def convert(chosen: gr.EventData, made: list[Made]) -> Updates:
-        number = int(chosen.number)
-        kind = chosen.kind
-        if kind not in FORMATS:
-            return result.change(number, note="")
-        try:
-            take = take_of(made, number, result)
-            file = converted(take, kind)
-        except (StudioError, audio.AudioError) as error:
-            return result.change(number, note=str(error), wrong=True)
-        result.takes.temp_files.add(file)
-        own = take.request.options.format
-        note = ""
-        if own in LOSSY and kind != own:
-            note = tooltips.FROM_LOSSY.format(source=own.upper())
-        return result.change(number, path=file, url="", kind=kind, note=note, wrong=False)
-
-    # Encoding needs no GPU, so it does not wait for songs.
-    two_at_a_time: dict[str, Any] = {"concurrency_id": "encoding", "concurrency_limit": 2}
-    result.takes.input(convert, result.made, result.takes, **two_at_a_time, **QUIET)
-
-
-def converted(made: Made, kind: str) -> str:
-    """Return the path of the take in another format with the same tags, in Gradio's cache."""
-    if kind == made.request.options.format:
-        return made.file
-    samples = audio.read_wav(made.file)
-    record = audio_export.read_record(made.file)
-    file = audio_export.encode(samples, kind)
-    stem = Path(made.file).stem
-    if record:
-        picture = audio_export.picture_for_tags(
-            samples, made.take["seed"], Stored.from_record(record).key
-        )
-        audio_export.tag(file, stem, record, picture)
-    return takes.copy_for_page(file, f"{stem}.{kind}")
+    Raises StudioError if it or its file is gone.
+    """
+    runs = runs_of(result.studio)
+    run = str(pressed.run)
+    ended = ended_of(runs, run)
+    made = takes_of(ended) if ended else []
+    for each in made:
+        if each.number == int(pressed.number):
+            return with_file(each, result)
+    raise StudioError("take_gone", tooltips.TAKE_GONE)

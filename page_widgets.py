@@ -21,7 +21,7 @@ import audio_export
 import audio_waveform
 import theme
 import tooltips
-from limits import FORMATS, LEAST_REGION_SECONDS, LIMITS, MAX_SOURCE_SECONDS
+from limits import LEAST_REGION_SECONDS, LIMITS, MAX_SOURCE_SECONDS
 from page_form import AT_ONCE, settings
 from record import Stored
 
@@ -170,25 +170,12 @@ def connect_timeline(
 
 
 def takes(mode: str) -> gr.HTML:
-    """Make the list of a tab's takes, which static/takes.js draws."""
-    empty = tooltips.EMPTY_RESULTS[mode]
-    settings = {
-        "texts": {**tooltips.TAKES, "empty": empty, "player": tooltips.PLAYER},
-        "tab": tooltips.TABS[mode],
-        "uses": tooltips.USE_IN,
-        "formats": list(FORMATS),
-    }
+    """Make a tab's place for the visitor's songs, which static/takes.js draws wherever they are looked at."""
     texts = {
         "notify": tooltips.NOTIFY,
-        "sort": tooltips.SORT,
-        "level": tooltips.LEVEL,
-        "level_help": tooltips.LEVEL_HELP,
-        "digits": tooltips.DIGITS_HELP,
-        "earlier": tooltips.EARLIER_HELP,
-        "forget": tooltips.FORGET,
         "record": tooltips.RECORD,
         "mode": mode,
-        "settings": json.dumps(settings, ensure_ascii=False),
+        "none": tooltips.EMPTY_RESULTS[mode],
     }
     return frame("takes", texts, elem_id=f"{mode}-takes-made", elem_classes=["takes-made"])
 

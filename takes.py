@@ -284,6 +284,28 @@ def _copy_or_link(file: io.BytesIO, song: Path) -> str:
     return str(copy)
 
 
+def as_download(path: Path, kind: str, title: str) -> io.BytesIO:
+    """Return a take as a file of this kind, with its record, its cover and, unless it is "", this title in the tags.
+
+    Raises `AudioError` or OSError.
+    """
+    record = audio_export.read_record(path)
+    title = title or path.stem
+    if path.suffix == f".{kind}":
+        file = io.BytesIO(path.read_bytes())
+        if record:
+            audio_export.tag(file, title, record)  # its picture stays
+        return file
+    samples = audio.read_wav(str(path))
+    file = audio_export.encode(samples, kind)
+    if record:
+        seed = record["takes"][0]["seed"]
+        key = Stored.from_record(record).key
+        picture = audio_export.picture_for_tags(samples, seed, key)
+        audio_export.tag(file, title, record, picture)
+    return file
+
+
 def copy_for_page(file: io.BytesIO, name: str) -> str:
     """Write a copy into the folder that Gradio serves; return its path, which nobody can guess.
 

@@ -23,7 +23,7 @@ from gradio.themes.utils.sizes import Size
 
 import tooltips
 from events import Progress
-from limits import LANGUAGES, TIME_SIGNATURES
+from limits import FORMATS, LANGUAGES, TIME_SIGNATURES
 from lyrics_lint import Advice
 from status import Status
 from tooltips import TimedSentence
@@ -143,7 +143,8 @@ def _variables(side: int) -> str:
 
 def head() -> str:
     """Return the scripts, inlined to be there before the first click, and styles for the head."""
-    texts = json.dumps(tooltips.SCRIPT_TEXTS)
+    songs = {"takes": tooltips.TAKES, "player": tooltips.PLAYER, "uses": tooltips.USE_IN}
+    texts = json.dumps({**tooltips.SCRIPT_TEXTS, **songs, "formats": list(FORMATS)})
     scripts = "\n".join([*(static(f"{name}.js") for name in SCRIPTS), f"studio.texts = {texts};"])
     styles = _style_sheets(HEAD_STYLES)
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"

@@ -179,7 +179,7 @@ WORDS = {"write": "Write them for me", "own": "My own", "none": "No voice"}
 NO_WRITER = "Nobody here can write them for you."
 NO_VOICE_HERE = "The built-in engine does not sing. It plays an instrumental."
 NO_OWN_WORDS = "Lyrics are empty. Write what is to be sung, or choose No voice."
-RESULT = "Takes"
+RESULT = "Your songs"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
 EXAMPLES_LABEL = "Start from an example"
@@ -506,7 +506,10 @@ COUNTED = {
     "finishing": "take",
 }
 # of scripts that have no component of their own (static/media.js)
-SCRIPT_TEXTS = {"decoding": "Reading the recording ...", "really": "Download it now?"}
+SCRIPT_TEXTS: dict[str, Any] = {
+    "decoding": "Reading the recording ...",
+    "really": "Download it now?",
+}
 CANCELLED = "Cancelled. Your settings are still here."
 NO_CONNECTION = "No connection to the studio. Your run continues without it ..."
 CUT_OFF = "Your last run was cut off when the studio restarted."
@@ -623,10 +626,6 @@ TAKE_WITHOUT_COPY = (
 )
 TAKE_WITHOUT_TAGS = "The settings could not be saved in the file."
 TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
-SORT = "Best first"
-LEVEL = "Play at equal loudness"
-LEVEL_HELP = "Louder takes are turned down while you listen; the files do not change."
-DIGITS_HELP = "Press 1 to 9 to switch takes without losing your place."
 PLAYER = {  # for static/player.js
     "player": "Player",
     "play": "Play",
@@ -635,59 +634,88 @@ PLAYER = {  # for static/player.js
     "volume": "Volume",
     "speed": "Speed",
     "switch": "Switch without losing your place",
-    "take": "Take {number}",
+    "take": "Take {letter}",
     "source": "Source",
     "source_help": "Hear the source at the same place (0)",
     "close": "Close the player",
 }
-TAKES = {  # for static/takes.js; without double quotes, which its frame cannot hold
-    "title": "Take {number}",
+TAKES = {  # for static/takes.js
+    "takes": "Takes of {name}",
     "making": "Your song is being made and will appear here.",
     "in_the_making": "Your song",
     "cancel": "Cancel",
-    "play": "Play take {number}",
-    "pause": "Pause take {number}",
-    "play_earlier": "Play",
-    "pause_earlier": "Pause",
+    "play_song": "Play {name}",
+    "pause_song": "Pause {name}",
+    "play": "Play take {letter}",
+    "pause": "Pause take {letter}",
+    "of_take": "{text}, take {letter}",
     "position": "Position",
     "menu": "More",
+    "rename": "Rename",
+    "name": "Title",
+    "star": "Star {name}",
+    "fold": "Takes of {name}",
+    "count": "{count} takes",
+    "now": "just now",
     "seed": "Copy seed {seed}",
     "copied": "Copied",
     "retake": "Retake",
-    "more": "More like this",
-    "extend": "Extend",
+    "more": "More like {letter}",
+    "extend": "Extend {letter}",
     "finish": "Finish in best quality",
     "settings": "Use these settings",
     "link": "Copy a link to its recipe",
     "share": "Share",
+    "share_now": "Share it now",
     "timed": "Timed lyrics",
-    "timed_title": "Lyrics of take {number}, line by line",
+    "timed_title": "Lyrics of take {letter}, line by line",
     "lrc": "Timed lyrics as LRC",
-    "format": "Format",
-    "format_of": "Format of take {number}",
     "download": "Download {format}",
     "preparing": "Preparing {format} ...",
-    "earlier": "Earlier takes ({count})",
+    "not_prepared": "The file could not be prepared. Try again.",
+    "from_lossy": "Converted from {source}, so it sounds no better than the {source} file.",
     "gone": "This file has been deleted. Press Make it again for the same song.",
     "unheard": "This file could not be played: the studio cannot be reached, or the browser cannot play it.",
     "make": "Make it again",
-    "remove": "Remove",
+    "remove": "Remove from this list",
+    "removed": "Removed.",
+    "remove_all": "Remove all songs",
+    "undo": "Undo",
     "words": "Words",
+    "search": "Search your songs",
+    "filter": "Which songs",
+    "all": "All",
+    "starred": "Starred",
+    "no_match": "No song matches.",
+    "options": "Options of the list",
+    "sort": "Best take first",
+    "level": "Play at equal loudness",
+    "level_help": "Louder takes are turned down while you listen; the files do not change.",
+    "digits": "Press 1 to 9 to switch takes without losing your place.",
+    "stays": "This list stays in your browser.",
 }
+# What a song that was made of a take is to it; for static/takes.js, which knows the letter.
+DERIVED = {
+    "cover": "cover of {take}",
+    "repaint": "{parts} of {take} replaced",
+    "morph": "{take} changed in style",
+    "layer": "{take} with {tracks}",
+    "extract": "{tracks} of {take}",
+    "complete": "{take} with {tracks}",
+    "more": "like {take}, {percent} % varied",
+    "finish": "{take} in best quality",
+}
+SECONDS = "{:g} s"
 NOTIFY = "Tell me when it is ready, with a notification"
 LATEST_TAKES = "Your latest takes"
 USE_TAKE = "Use {name}, {length}, as the source"
-EARLIER_HELP = "This list stays in your browser."
-FORGET = "Remove all"
-FROM_LOSSY = "Converted from {source}, so it sounds no better than the {source} file."
 TAKE_GONE = "The studio no longer has this take. Make it again to continue."
 TAKE_NOT_READ = "The studio could not be reached. Try again once you are connected."
-VARIED = "Take 2 is a variation of take 1 ({percent:.0f}%). Your form has not changed."
-FINISHED_BEST = "Take 2 is take 1 in best quality. Your form has not changed."
 FILLED_IN = "The settings of this take are in the form."
 FROM_LINK = "The link has filled in this form: its settings and seeds make the same song."
 NOT_IN_LINK = "Files are not in a link: add the source, the reference or the LoRAs again."
 BAD_LINK = "This link carries no settings. Ask for it again, and copy all of it."
+CHILD_MADE = "It is under the take that it was made of. Your form has not changed."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
 ALIGNMENT = "Alignment score {score:.2f} of 1: how clearly the song follows these words."
 NOTHING_SUNG = "The lyrics have no lines to sing."
@@ -723,6 +751,13 @@ def take_levels(take: Mapping[str, Any]) -> list[str]:
     if take.get("loudness_lufs") is not None:
         levels.append(f"{take['loudness_lufs']:.1f} LUFS")
     return levels
+
+
+def span(start: float, end: float) -> str:
+    """Name a part of a song in seconds; an end of 0 is that of the song."""
+    if end <= start:
+        return f"from {start:g} s"
+    return f"{start:g} to {end:g} s"
 
 
 def timed(lines: int) -> str:

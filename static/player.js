@@ -1,6 +1,6 @@
-// One player for the whole page, at the foot of the window, which keeps playing while tabs change. A track is {mode, number, card,
-// gain(), lost()}; `tracks` of a tab lists those that its digits and the player's buttons switch between. Whoever shows a
-// track hears "studio-player" on the document.
+// One player for the whole page, at the foot of the window, which keeps playing while tabs change. A track is {mode, song, number,
+// letter, card, gain(), lost()}; `tracks` of a mode lists those of a song that its digits and the player's buttons switch between.
+// Whoever shows a track hears "studio-player" on the document.
 (() => {
   const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
   const BARS = 100;
@@ -51,6 +51,14 @@
       "aria-valuemax": card.seconds.toFixed(1),
     });
     made.innerHTML = `${drawn(heights(card.peaks))}<div class="head"></div>`;
+    // The parts that are new.
+    for (const part of card.changed ?? []) {
+      const [from, to] = part.map((at) => (100 * clamp(at, 0, card.seconds)) / card.seconds);
+      const there = make("i");
+      there.style.left = `${from}%`;
+      there.style.right = `${100 - to}%`;
+      made.prepend(there);
+    }
     made.show = (seconds) => {
       at = clamp(seconds, 0, card.seconds);
       made.style.setProperty("--at", `${card.seconds ? (100 * at) / card.seconds : 0}%`);
@@ -158,7 +166,7 @@
   const goTo = (next) =>
     is(next.card) && !source
       ? toggle(next)
-      : load(next, Math.min(next.mode === track?.mode ? now() : 0, next.card.seconds));
+      : load(next, Math.min(next.song === track?.song ? now() : 0, next.card.seconds));
   const compare = () => {
     const at = now();
     source = !source;
@@ -178,7 +186,7 @@
   const session = navigator.mediaSession;
   let announced; // the track and file that the system knows of
   const step = (by) => {
-    const all = track ? tracks[track.mode]() : [];
+    const all = track ? tracks[track.mode](track.song) : [];
     const next = all[all.findIndex(({ card }) => is(card)) + by];
     if (next) goTo(next);
   };
@@ -248,7 +256,7 @@
   };
 
   const draw = () => {
-    const { card, number, mode, name } = track;
+    const { card, number, mode, name, song } = track;
     bar.hidden = false;
     parts.art.src = card.art || "";
     parts.art.hidden = !card.art;
@@ -264,11 +272,11 @@
         () => toggle()
       )
     );
-    const all = number ? tracks[mode]() : [];
+    const all = number ? tracks[mode](song) : [];
     const choose = (each) =>
       make("button", {
         type: "button",
-        text: each.number,
+        text: each.letter,
         "aria-label": fill(texts.take, each),
         "aria-pressed": String(is(each.card) && !source),
         click: () => goTo(each),
@@ -335,9 +343,10 @@
     const { target } = event;
     if (target !== document.body && !target.closest(".takes, .foot-player")) return;
     if (target.matches("select, input:not([type=checkbox], [type=range])")) return;
-    const mode = target.closest(".takes")?.dataset.mode ?? track?.mode;
+    const song = target.closest("[data-run]")?.dataset.run;
+    const mode = song ? "songs" : track?.mode;
     if (!mode) return;
-    const next = tracks[mode]().find(({ number }) => number === Number(event.key));
+    const next = tracks[mode](song ?? track?.song).find(({ number }) => number === Number(event.key));
     if (next) goTo(next);
     else if (event.key === "0" && track?.card.source) compare();
     else return;
@@ -360,7 +369,7 @@
     // Cards of a tab that have changed: the one that plays may be among them.
     renew: (mode) => {
       if (track?.mode !== mode) return;
-      track = tracks[mode]().find(({ card }) => is(card)) ?? { ...track, number: undefined };
+      track = tracks[mode](track.song).find(({ card }) => is(card)) ?? { ...track, number: undefined };
       level();
       draw();
       tell();

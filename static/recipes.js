@@ -2,8 +2,32 @@
 // them in the form. What comes with a link is untrusted; page_form.py checks each value.
 (() => {
   const SIGN = "#recipe=";
-  const { where } = studio.tools;
-  const openers = new Map(); // by mode: what fills its form
+
+  // --- what is to be done in a tab, which is opened for it ---
+
+  const panels = new Map(); // by tab that was opened: what triggers an event of its songs
+  const waiting = [];
+  const serve = () => {
+    const [first] = waiting;
+    if (!first || !panels.size) return;
+    const tab = document.querySelector(`#studio-tabs [data-tab-id="${first.mode}"]`);
+    if (tab?.getAttribute("aria-selected") === "false") tab.click();
+    const trigger = panels.get(first.mode);
+    if (!trigger) return;
+    waiting.shift();
+    first.act(trigger);
+  };
+  studio.inTab = (mode, act) => {
+    studio.touch(mode);
+    waiting.push({ mode, act });
+    serve();
+  };
+  studio.panel = (mode, trigger) => {
+    panels.set(mode, trigger);
+    setTimeout(serve);
+  };
+
+  // --- recipes ---
 
   const through = async (bytes, stream) =>
     new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
@@ -22,54 +46,27 @@
   studio.recipe = async (mode, settings) =>
     `${location.origin}${location.pathname}${SIGN}${mode}.${await pack(settings)}`;
 
-  // The recipe in the page's address, {mode, text}, which leaves the address: a reload must not bring it again.
-  let pending;
+  // The recipe leaves the page's address: a reload must not bring it again.
   const take = () => {
     if (!location.hash.startsWith(SIGN)) return;
     const [, mode, text] = /^([a-z]+)\.(.+)$/.exec(location.hash.slice(SIGN.length)) ?? [];
     history.replaceState(null, "", location.pathname + location.search);
     if (!mode) return;
-    studio.touch(mode);
-    pending = { mode, text };
-    serve();
-  };
-
-  const serve = async () => {
-    if (!pending || !openers.size) return;
-    const { mode, text } = pending;
-    const tab = document.querySelector(`#studio-tabs [data-tab-id="${mode}"]`);
-    if (tab?.getAttribute("aria-selected") === "false") tab.click();
-    const open = openers.get(mode);
-    if (!open) return;
-    pending = undefined;
-    const settings = await unpack(text).catch(() => ({}));
-    open({ settings, link: true });
-  };
-
-  studio.opensRecipes = (mode, open) => {
-    openers.set(mode, open);
-    setTimeout(serve);
+    studio.inTab(mode, async (trigger) => {
+      const settings = await unpack(text).catch(() => ({}));
+      trigger("edit", { settings, link: true });
+    });
   };
   window.addEventListener("hashchange", take);
   take();
 
-  // The buttons of a take that give its recipe away, and on a phone its file.
-  studio.shareButtons = (mode, card, act, texts) => {
+  // The button of a take that gives its recipe away.
+  studio.shareButtons = (card, act, texts) => {
     const copy = async ({ currentTarget: button }) => {
-      await studio.copy(await studio.recipe(mode, card.settings));
+      await studio.copy(await studio.recipe(card.mode, card.settings));
       button.textContent = texts.copied;
       setTimeout(() => (button.textContent = texts.link), 1500);
     };
-    const share = async () => {
-      const url = await studio.recipe(mode, card.settings);
-      const blob = await (await fetch(where(card))).blob();
-      const files = [new File([blob], card.path.split("/").at(-1), { type: blob.type })];
-      await navigator.share(navigator.canShare({ files }) ? { title: card.title, files } : { title: card.title, url });
-    };
-    const buttons = [act(texts.link, copy, { class: "copy" })];
-    // A sheet that was closed again is no error.
-    if (navigator.canShare && matchMedia("(pointer: coarse)").matches)
-      buttons.push(act(texts.share, () => share().catch(() => {})));
-    return buttons;
+    return [act(texts.link, copy, { class: "copy" })];
   };
 })();

@@ -1,11 +1,22 @@
-// The takes of a tab as cards, drawn from one value: {at, takes, kept, record} for a new run, after whose `kept` first
-// takes the new ones come, and {at, number, change} for news of one take. Earlier takes stay in this browser's storage. static/player.js
-// plays them all.
+// The songs of this browser, one list for all tabs, which lies in the tab that is looked at. A song is what one run has made: up to four
+// takes, which keep their letters. What was made of a take stands under its song. What a take is comes from the server (page_takes.py) and
+// stays in this browser's storage. static/player.js plays them all.
 (() => {
-  const MOST_EARLIER = 50;
+  const MOST = 100; // takes of each tab that are kept, and those with a star
   const STORAGE = "ace-music-studio-takes";
+  const MODES = ["generate", "cover", "extend", "edit"];
+  const LEVEL = "ace-music-studio-level";
+  const UNDO_MS = 8000;
+  const SEARCHED = 4; // songs from which there is something to search
+  const LOSSY = ["mp3", "ogg"];
   const { address, clock, fill, icon, isGone, lineAt, make, sketch, wave, where, whileThere } = studio.tools;
   const { player } = studio;
+  let texts;
+  let uses;
+  let formats;
+  const named = (name, values) => fill(texts[name], values);
+
+  // --- menus ---
 
   // A menu closes with a click anywhere else, with Esc, which then cancels nothing (studio.js), and when its button
   // moves. What grows above it scrolls the page without moving it in the window.
@@ -21,7 +32,7 @@
   });
   document.addEventListener("click", ({ target }) => {
     for (const menu of menus())
-      if (!menu.contains(target) || target.closest(".sheet :is(a, button:not(.copy))")) menu.open = false;
+      if (!menu.contains(target) || target.closest(".sheet button:not(.copy)")) menu.open = false;
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
@@ -31,480 +42,910 @@
     }
   });
 
-  // The takes of a tab that this browser knows of, the newest first.
-  studio.remembered = (mode) => {
+  // The sheet of an open menu lies on top of everything, below its button or above it: nothing moves under the pointer.
+  const place = (made) => {
+    const [button, sheet] = made.children;
+    sheet.popover = "manual";
+    sheet.togglePopover?.(made.open);
+    if (!made.open) {
+      openedAt.delete(made);
+      return;
+    }
+    openedAt.set(made, topOf(made));
+    const { left, right, top, bottom } = button.getBoundingClientRect();
+    const below = innerHeight - bottom >= sheet.offsetHeight + 8 || innerHeight - bottom > top;
+    sheet.style.left = `${Math.max(Math.min(right, innerWidth - 8) - sheet.offsetWidth, Math.min(left, 8))}px`;
+    sheet.style.top = `${below ? bottom + 4 : Math.max(top - 4 - sheet.offsetHeight, 8)}px`;
+    sheet.style.maxHeight = `${below ? innerHeight - bottom - 12 : top - 12}px`;
+  };
+
+  // Its content is made when it is opened: a long list has many menus, and nobody opens them all.
+  const menu = (label, children) => {
+    const sheet = make("div", { class: "sheet" });
+    const made = make("details", { class: "menu" }, [make("summary", { icon: "menu", "aria-label": label }), sheet]);
+    made.addEventListener("toggle", () => {
+      for (const other of menus()) if (made.open && other !== made) other.open = false;
+      if (made.open) sheet.replaceChildren(...children().filter(Boolean));
+      place(made);
+    });
+    return made;
+  };
+
+  // --- what is kept ---
+
+  const KEPT =
+    "id run number mode at star renamed seed title label parent made_from sha256 changed seconds path url kind facts levels score lufs peaks art lines lrc alignment words source can_be_timed is_draft settings".split(
+      " "
+    );
+  const takes = new Map(); // by id
+  const of = (mode) => [...takes.values()].filter((card) => card.mode === mode).sort((one, other) => other.at - one.at);
+  const told = () => document.dispatchEvent(new CustomEvent("studio-remembered"));
+
+  const read = (mode) => {
+    let found;
     try {
-      const found = JSON.parse(localStorage.getItem(`${STORAGE}-${mode}`));
-      return Array.isArray(found)
-        ? found.filter((each) => typeof each?.path === "string").map((each) => ({ id: each.path, ...each }))
-        : [];
+      found = JSON.parse(localStorage.getItem(`${STORAGE}-${mode}`));
+    } catch {} // a browser that keeps nothing
+    return (Array.isArray(found) ? found : [])
+      .filter((each) => typeof each?.path === "string")
+      .map((each) => {
+        // What an earlier version kept knows its run by its address alone.
+        const [, run, number] = /\/runs\/(\w+)\/takes\/(\d+)$/.exec(each.url ?? "") ?? [];
+        const id = run ? `${run}/${number}` : each.path;
+        return { at: 0, run: run ?? "", number: Number(number ?? 1), ...each, mode, id };
+      });
+  };
+
+  const write = (mode) => {
+    for (let most = MOST; most; most = Math.floor(most / 2)) {
+      const kept = of(mode).filter((card, at) => at < most || card.star);
+      const brief = kept.map((card) => Object.fromEntries(KEPT.map((name) => [name, card[name]])));
+      try {
+        localStorage.setItem(`${STORAGE}-${mode}`, JSON.stringify(brief));
+        break;
+      } catch {} // a browser that keeps nothing, or has no room for as many
+    }
+    told();
+  };
+
+  const load = (mode) => {
+    const found = read(mode);
+    const there = new Set(found.map(({ id }) => id));
+    for (const card of of(mode)) if (!there.has(card.id)) takes.delete(card.id);
+    for (const card of found) takes.set(card.id, Object.assign(takes.get(card.id) ?? {}, card));
+  };
+  for (const mode of MODES) load(mode);
+
+  // Another window of this browser has changed them.
+  window.addEventListener("storage", ({ key }) => {
+    const mode = MODES.find((each) => key === `${STORAGE}-${each}`);
+    if (!mode) return;
+    load(mode);
+    draw();
+    told();
+  });
+
+  // The takes of a tab that this browser knows of, the newest first.
+  studio.remembered = (mode) => of(mode);
+
+  // --- songs ---
+
+  // A song is {key, takes, at, title, label, parent, children, latest}; `parent` is the take that it was made of.
+  let songs = new Map(); // by key
+  let roots = [];
+  const keyOf = (card) => card.run || card.id;
+  const gather = () => {
+    const found = new Map();
+    const byHash = new Map();
+    for (const card of takes.values()) {
+      const key = keyOf(card);
+      if (!found.has(key)) found.set(key, { key, takes: [], children: [] });
+      found.get(key).takes.push(card);
+      if (card.sha256) byHash.set(card.sha256, card);
+    }
+    songs = found;
+    for (const song of found.values()) {
+      song.takes.sort((one, other) => one.number - other.number);
+      song.at = Math.max(...song.takes.map(({ at }) => at));
+      [song.first] = song.takes;
+      song.latest = song.at;
+    }
+    const old = [...found.values()].sort((one, other) => other.at - one.at);
+    for (const song of old) {
+      const { parent, made_from } = song.first;
+      const of = takes.get(parent) ?? byHash.get(made_from);
+      const above = of && found.get(keyOf(of));
+      if (!above || above.at >= song.at) continue;
+      song.parent = of;
+      above.children.push(song);
+      above.latest = Math.max(above.latest, song.latest);
+    }
+    roots = old.filter((song) => !song.parent).sort((one, other) => other.latest - one.latest);
+  };
+
+  const songOf = (card) => songs.get(keyOf(card));
+  const letter = ({ number }) => String.fromCharCode(64 + number);
+  const lineage = (song) => (song.parent ? [song, ...lineage(songOf(song.parent))] : [song]);
+  const family = (song) => [song, ...song.children.flatMap(family)];
+  const newest = (mode) =>
+    [...songs.values()]
+      .filter((song) => !mode || song.first.mode === mode)
+      .reduce((one, other) => (one && one.at >= other.at ? one : other), undefined);
+
+  // What a song is called: by its visitor, by what it is to the take that it was made of, or by its words.
+  const isNamedAfterParent = ({ first, parent }) => parent && first.label && !first.renamed;
+  const titled = (song) => {
+    const { title, label, path } = song.first;
+    if (isNamedAfterParent(song)) return fill(label, { take: letter(song.parent) });
+    return title || path.split("/").at(-1);
+  };
+  const inFull = (song) =>
+    isNamedAfterParent(song) ? `${inFull(songOf(song.parent))}, ${titled(song)}` : titled(song);
+
+  const change = (song, news) => {
+    for (const card of song.takes) Object.assign(card, { file: undefined }, news);
+    write(song.first.mode);
+    draw();
+  };
+
+  // --- what plays ---
+
+  const chosen = {
+    read: (name) => {
+      try {
+        return localStorage.getItem(`${LEVEL}-${name}`);
+      } catch {
+        return null;
+      }
+    },
+    write: (name, value) => {
+      try {
+        localStorage.setItem(`${LEVEL}-${name}`, value);
+      } catch {}
+    },
+  };
+  let level = chosen.read("equal") !== "false";
+  let sorted = chosen.read("sorted") === "true";
+
+  const gain = (card) => {
+    const all =
+      songOf(card)
+        ?.takes.map(({ lufs }) => lufs)
+        .filter(Number.isFinite) ?? [];
+    const equal = level && all.length > 1 && Number.isFinite(card.lufs);
+    return equal ? 10 ** ((Math.min(...all) - card.lufs) / 20) : 1;
+  };
+  const track = (card) => ({
+    mode: "songs",
+    song: keyOf(card),
+    card,
+    number: card.number,
+    letter: letter(card),
+    name: songOf(card) ? inFull(songOf(card)) : card.title,
+    where: fill(studio.texts.player.take, { letter: letter(card) }),
+    gain: () => gain(card),
+    lost: () => lose(card),
+  });
+  const tracks = (key) => (songs.get(key) ?? newest())?.takes.map(track) ?? [];
+
+  // A file that does not play: whether it is gone, only the studio can tell.
+  const lose = async (card) => {
+    card.gone = await isGone(where(card));
+    card.unheard = !card.gone;
+    draw();
+  };
+
+  // --- files ---
+
+  const fileTitle = (card) => {
+    const song = songOf(card);
+    return song.takes.length > 1 ? `${inFull(song)} ${letter(card)}` : inFull(song);
+  };
+  // A take as a file of a kind; its own kind is the file itself, unless it has another title by now.
+  const fileOf = async (card, kind) => {
+    const title = fileTitle(card);
+    const asked = kind !== card.kind || card.renamed ? `?${new URLSearchParams({ format: kind, title })}` : "";
+    const answer = await fetch(where(card) + (card.url ? asked : ""), { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.status);
+    const blob = await answer.blob();
+    return new File([blob], `${title.replace(/[\\/:*?"<>|\p{Cc}]/gu, "-")}.${kind}`, { type: blob.type });
+  };
+  const kindsOf = (card) => (card.url ? ["mp3", ...formats.filter((kind) => kind !== "mp3")] : [card.kind]);
+
+  const say = (card, note, wrong = false) => {
+    if ((card.note ?? "") === note) return;
+    Object.assign(card, { note, wrong });
+    draw();
+  };
+  const prepared = async (card, kind) => {
+    const busy = [...document.querySelectorAll(".take .download")].find((each) => each.card === card);
+    const heard = make("span", {
+      class: "heard",
+      role: "status",
+      text: named("preparing", { format: kind.toUpperCase() }),
+    });
+    busy?.classList.add("busy");
+    busy?.after(heard);
+    try {
+      const file = await fileOf(card, kind);
+      const lossy = LOSSY.includes(card.kind) && kind !== card.kind;
+      say(card, lossy ? named("from_lossy", { source: card.kind.toUpperCase() }) : "");
+      return file;
     } catch {
-      return [];
+      await lose(card);
+      if (!card.gone) say(Object.assign(card, { unheard: false }), texts.not_prepared, true);
+    } finally {
+      busy?.classList.remove("busy");
+      heard.remove();
+    }
+  };
+  const download = async (card, kind) => {
+    const file = await prepared(card, kind);
+    if (!file) return;
+    const link = make("a", { href: URL.createObjectURL(file), download: file.name });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  };
+
+  // A phone hands the file to another app. Where preparing it took longer than a click counts, a second one is asked for.
+  const sharesFiles = () => navigator.canShare && matchMedia("(pointer: coarse)").matches;
+  const share = async (card, button) => {
+    card.file ??= await prepared(card, kindsOf(card)[0]);
+    if (!card.file) return;
+    const files = [card.file];
+    const title = fileTitle(card);
+    const url = await studio.recipe(card.mode, card.settings);
+    try {
+      await navigator.share(navigator.canShare({ files }) ? { title, files } : { title, url });
+    } catch ({ name }) {
+      if (name === "NotAllowedError") button.textContent = texts.share_now;
     }
   };
 
-  studio.takes = (element, props, trigger, watch) => {
-    const find = (selector) => element.querySelector(selector);
-    const onPage = whileThere(element);
-    const { texts, uses, formats, tab } = JSON.parse(find(".takes").dataset.settings);
-    const { mode } = find(".takes").dataset;
-    const list = find(".list");
-    const fold = find(".earlier");
-    let cards = [];
-    let order = []; // of the cards on the page: the newest ones first
-    let record;
-    let runs = []; // those that run or wait, from static/runs.js
+  // --- what is done with a take ---
 
-    const named = (name, values) => fill(texts[name], values);
-
-    // --- what plays ---
-
-    const gain = (card) => {
-      const all = cards.map(({ lufs }) => lufs).filter(Number.isFinite);
-      const equal =
-        find(".level input").checked && all.length > 1 && cards.includes(card) && Number.isFinite(card.lufs);
-      return equal ? 10 ** ((Math.min(...all) - card.lufs) / 20) : 1;
-    };
-
-    const track = (card, number) => ({
-      mode,
-      card,
-      number,
-      name: card.title || card.path.split("/").at(-1),
-      where: number ? `${tab}, ${named("title", { number }).toLowerCase()}` : tab,
-      gain: () => gain(card),
-      lost: () => lose(card),
+  const send = (kind, data) => panels.get(here)?.trigger(kind, data);
+  const pressed = ({ run, number }, more) => ({ run, number, ...more });
+  const act = (card, label, click, more = {}) =>
+    make("button", {
+      type: "button",
+      text: label,
+      "aria-label": named("of_take", { text: label, letter: letter(card) }),
+      click,
+      ...more,
     });
-    const tracks = () => cards.map((card, at) => track(card, at + 1));
+  const start = (card, name) =>
+    act(card, texts[name], () => send("submit", pressed(card, { name })), { class: `starts ${name}` });
+  const again = (card) =>
+    act(card, texts.make, () => studio.inTab(card.mode, (trigger) => trigger("retry", { settings: card.settings })), {
+      class: "starts",
+    });
+  studio.useTake = (card, use, more) => send("select", pressed(card, { use, ...more }));
 
-    // --- a card ---
-
-    const note = (card) =>
-      card.note &&
-      make("p", { class: card.wrong ? "notice" : "said", role: card.wrong ? "alert" : "status", text: card.note });
-
-    const lyrics = (card, number) => {
-      if (!card.lines) return;
-      const lines = card.lines.map((line) =>
-        make("li", {}, [
-          make("button", { type: "button", click: () => player.seek(track(card, number), line.start, true) }, [
-            make("span", { text: clock(line.start) }),
-            line.text,
-          ]),
-        ])
-      );
-      const link = { class: "button", href: address(card.lrc), download: card.lrc.split("/").at(-1), text: texts.lrc };
-      return make("div", { class: "lines" }, [
-        make("ol", { class: "timed", "aria-label": named("timed_title", { number }) }, lines),
-        make("p", { class: "remark", text: card.alignment }),
-        make("a", link),
-      ]);
+  const remove = (song) => {
+    const gone = song.takes;
+    for (const { id } of gone) takes.delete(id);
+    write(song.first.mode);
+    draw();
+    offer(gone);
+  };
+  const removeAll = () => {
+    const gone = [...takes.values()];
+    takes.clear();
+    for (const mode of MODES) write(mode);
+    draw();
+    offer(gone);
+  };
+  // Undo, for a while.
+  let offered;
+  const offer = (gone) => {
+    const line = part("removed");
+    clearTimeout(offered);
+    const back = () => {
+      for (const card of gone) takes.set(card.id, card);
+      for (const mode of new Set(gone.map((card) => card.mode))) write(mode);
+      line.hidden = true;
+      draw();
     };
+    line.replaceChildren(
+      make("span", { role: "status", text: texts.removed }),
+      make("button", { type: "button", text: texts.undo, click: back })
+    );
+    line.hidden = false;
+    line.lastChild.focus({ preventScroll: true });
+    offered = setTimeout(() => (line.hidden = true), UNDO_MS);
+  };
 
-    // The sheet of an open menu lies on top of everything, below its button or above it: nothing moves under the pointer.
-    const place = (made) => {
-      const [button, sheet] = made.children;
-      sheet.popover = "manual";
-      sheet.togglePopover?.(made.open);
-      if (!made.open) {
-        openedAt.delete(made);
-        return;
-      }
-      openedAt.set(made, topOf(made));
-      const { left, right, top, bottom } = button.getBoundingClientRect();
-      const below = innerHeight - bottom >= sheet.offsetHeight + 8 || innerHeight - bottom > top;
-      sheet.style.left = `${Math.max(Math.min(right, innerWidth - 8) - sheet.offsetWidth, Math.min(left, 8))}px`;
-      sheet.style.top = `${below ? bottom + 4 : Math.max(top - 4 - sheet.offsetHeight, 8)}px`;
-      sheet.style.maxHeight = `${below ? innerHeight - bottom - 12 : top - 12}px`;
-    };
-
-    const menu = (label, children) => {
-      const made = make("details", { class: "menu" }, [
-        make("summary", { icon: "menu", "aria-label": label }),
-        make("div", { class: "sheet" }, children),
-      ]);
-      made.addEventListener("toggle", () => {
-        for (const other of menus()) if (made.open && other !== made) other.open = false;
-        place(made);
-      });
-      return made;
-    };
-
-    const download = (card, of) => {
-      if (card.preparing)
-        return make("span", {
-          class: "button download",
-          role: "status",
-          text: named("preparing", { format: card.preparing.toUpperCase() }),
-        });
-      const values = { format: card.kind.toUpperCase() };
-      const link = make("a", {
-        class: "button download",
-        icon: "download",
-        href: where(card),
-        download: card.path.split("/").at(-1),
-        "aria-label": of(named("download", values)),
-      });
-      link.append(make("span", { text: values.format }));
-      return link;
-    };
-
-    const seed = (card) =>
+  const ways = (song, card) => {
+    const rest = [
+      act(card, texts.settings, () =>
+        studio.inTab(card.mode, (trigger) => trigger("edit", { settings: card.settings, link: false }))
+      ),
+      ...studio.shareButtons(card, (label, click, more) => act(card, label, click, more), texts),
       make("button", {
         type: "button",
         class: "copy",
         "data-copy": card.seed,
         "data-copied": texts.copied,
         text: named("seed", card),
-      });
-
-    // What a take of this run has in its menu; `of` adds to a button's text which take it is about.
-    const ways = (card, number, act) => [
-      ...["finish", "retake", "timed"]
-        .filter((name) => name !== "timed" || card.can_be_timed)
-        .filter((name) => name !== "finish" || card.is_draft)
-        .map((name) => act(texts[name], () => trigger("submit", { name, number }), { class: `starts ${name}` })),
-      act(texts.settings, () => trigger("edit", { settings: card.settings, link: false }), { class: "settings" }),
-      ...Object.entries(uses)
-        .filter(([use]) => use !== "extend")
-        .map(([use, label]) => act(label, () => trigger("select", { use, number }))),
-      make("label", { class: "formats" }, [
-        texts.format,
-        make(
-          "select",
-          {
-            class: "format",
-            "aria-label": named("format_of", { number }),
-            change: ({ target: { value } }) => {
-              change(number, { preparing: value });
-              trigger("input", { number, kind: value });
-            },
-          },
-          formats.map((kind) =>
-            make("option", { value: kind, selected: kind === (card.preparing || card.kind), text: kind.toUpperCase() })
-          )
-        ),
-      ]),
-      ...studio.shareButtons(mode, card, act, texts),
-      seed(card),
+      }),
+      act(card, texts.remove, () => remove(song)),
       make(
         "p",
         { class: "facts" },
-        (card.levels || []).map((text) => make("span", { text }))
+        (card.levels ?? []).map((text) => make("span", { text }))
       ),
     ];
-
-    // What is done most with a take; the download is at its head.
-    const verbs = (number, act) =>
-      make("div", { class: "verbs" }, [
-        act(texts.more, () => trigger("submit", { name: "more", number }), { class: "starts more" }),
-        act(texts.extend, () => trigger("select", { use: "extend", number })),
-      ]);
-
-    const former = (card, act) => [
-      again(card, act),
-      act(texts.settings, () => trigger("edit", { settings: card.settings, link: false })),
-      act(texts.remove, () => {
-        keep(stored().filter(({ id }) => id !== card.id));
-        earlier();
-        fold.firstElementChild.focus();
-      }),
-      ...studio.shareButtons(mode, card, act, texts),
-      seed(card),
+    if (card.gone || !card.run) return [again(card), ...rest];
+    return [
+      card.is_draft && start(card, "finish"),
+      start(card, "retake"),
+      card.can_be_timed && start(card, "timed"),
+      ...Object.entries(uses)
+        .filter(([use]) => use !== "extend")
+        .map(([use, label]) => act(card, label, () => studio.useTake(card, use))),
+      ...kindsOf(card).map((kind) =>
+        act(card, named("download", { format: kind.toUpperCase() }), () => download(card, kind), { class: "format" })
+      ),
+      ...rest,
     ];
-    const again = (card, act) =>
-      act(texts.make, () => trigger("retry", { settings: card.settings }), { class: "starts" });
+  };
 
-    const shown = new Set(); // follow what plays
-    const draw = (card, number) => {
-      const what = track(card, number);
-      const of = (text) =>
-        number ? `${text}, ${named("title", { number }).toLowerCase()}` : `${text}: ${what.name}, ${card.seed}`;
-      const act = (label, click, more = {}) =>
-        make("button", { type: "button", text: label, "aria-label": of(label), click, ...more });
-      const play = make("button", { type: "button", class: "play", click: () => player.toggle(what) });
-      const line = wave(
-        of(texts.position),
-        card,
-        (seconds, pointed) => player.seek(what, seconds, pointed),
-        () => player.toggle(what)
-      );
-      const words = lyrics(card, number);
-      const name = make("h3", { text: what.name, title: what.name });
-      const facts = make(
-        "p",
-        { class: "facts" },
-        [...(number ? [named("title", { number })] : []), ...(card.facts || [])].map((text) => make("span", { text }))
-      );
-      const take = make(
-        number ? "article" : "li",
-        {
-          class: "take",
-          "data-seed": card.seed,
-          ...(number && { id: `${mode}-take-${number}`, "aria-label": named("title", { number }) }),
-        },
-        [
-          make("div", { class: "cover" }, [card.art && make("img", { src: card.art, alt: "" }), !card.gone && play]),
-          make("div", { class: "what" }, [name, facts]),
-          make("div", { class: "actions" }, [
-            card.gone ? !number && again(card, act) : download(card, of),
-            menu(of(texts.menu), number ? ways(card, number, act) : former(card, act)),
+  // --- a take ---
+
+  const lyrics = (card) => {
+    if (!card.lines) return;
+    const lines = card.lines.map((line) =>
+      make("li", {}, [
+        make("button", { type: "button", click: () => player.seek(track(card), line.start, true) }, [
+          make("span", { text: clock(line.start) }),
+          line.text,
+        ]),
+      ])
+    );
+    const link = { class: "button", href: address(card.lrc), download: card.lrc.split("/").at(-1), text: texts.lrc };
+    return make("div", { class: "lines" }, [
+      make("ol", { class: "timed", "aria-label": named("timed_title", { letter: letter(card) }) }, lines),
+      make("p", { class: "remark", text: card.alignment }),
+      make("a", link),
+    ]);
+  };
+
+  const sing = (box, lines, plays) => {
+    const { at, sung } = lineAt(lines, player.now());
+    const line = plays && sung ? box.children[at].firstChild : null;
+    const last = box.querySelector("[aria-current]");
+    if (last === line) return;
+    last?.removeAttribute("aria-current");
+    if (!line) return;
+    line.setAttribute("aria-current", "true");
+    // Not scrollIntoView, which would move the page as well.
+    box.scrollTop = line.offsetTop - (box.clientHeight - line.offsetHeight) / 2;
+  };
+
+  const toSign = (button, plays, label) => {
+    const state = plays && !player.paused() ? "pause" : "play";
+    if (button.dataset.state === state) return;
+    button.dataset.state = state;
+    button.firstElementChild.innerHTML = icon(state);
+    button.setAttribute("aria-label", label(state));
+  };
+
+  const row = (song, card, isNewest) => {
+    const what = track(card);
+    const sign = make("span", {});
+    const play = make("button", { type: "button", class: "play", click: () => player.toggle(what) }, [
+      sign,
+      make("span", { class: "letter", text: letter(card) }),
+    ]);
+    const line = wave(
+      named("of_take", { text: texts.position, letter: letter(card) }),
+      card,
+      (seconds, pointed) => player.seek(what, seconds, pointed),
+      () => player.toggle(what)
+    );
+    const [kind] = kindsOf(card);
+    const get = make("button", {
+      type: "button",
+      class: "download",
+      icon: "download",
+      "aria-label": named("of_take", {
+        text: named("download", { format: kind.toUpperCase() }),
+        letter: letter(card),
+      }),
+      click: () => download(card, kind),
+    });
+    get.card = card;
+    const words = lyrics(card);
+    const took = make(
+      "article",
+      {
+        class: "take",
+        "data-seed": card.seed,
+        "data-take": card.id,
+        ...(isNewest && { id: `${card.mode}-take-${card.number}` }),
+        "aria-label": what.where,
+        focusin: () => select(song, card),
+      },
+      [
+        card.gone ? make("span", { class: "play letter", text: letter(card) }) : play,
+        card.gone ? make("p", { class: "gone", text: texts.gone }) : line,
+        Number.isFinite(card.score) && make("span", { class: "score", text: Math.round(card.score), title: card.best }),
+        !card.gone && get,
+        menu(named("of_take", { text: texts.menu, letter: letter(card) }), () => ways(song, card)),
+        card.unheard && make("p", { class: "gone unheard", role: "status", text: texts.unheard }),
+        card.best && make("p", { class: "best", text: card.best }),
+        card.words &&
+          make("details", { class: "written" }, [
+            make("summary", { text: texts.words }),
+            make("p", { text: card.words }),
           ]),
-          !card.gone && line,
-          number && !card.gone && verbs(number, act),
-          card.gone && make("p", { class: "gone", text: texts.gone }),
-          card.unheard && make("p", { class: "gone unheard", role: "status", text: texts.unheard }),
-          card.best && make("p", { class: "best", text: card.best }),
-          card.words &&
-            make("details", { class: "written" }, [
-              make("summary", { text: texts.words }),
-              make("p", { text: card.words }),
-            ]),
-          ...(card.warnings || []).map((text) => make("p", { class: "warning", text })),
-          words,
-          note(card),
-        ]
-      );
-      take.card = card;
-      take.follow = () => {
-        const here = player.is(card);
-        const state = here && !player.paused() ? "pause" : "play";
-        take.classList.toggle("current", here);
-        line.show(here ? player.now() : 0);
-        if (card.unheard && here && player.now() > 0) {
-          card.unheard = false;
-          take.querySelector(".unheard")?.remove();
-        }
-        if (play.dataset.state !== state) {
-          play.dataset.state = state;
-          play.innerHTML = icon(state);
-          play.setAttribute("aria-label", number ? named(state, { number }) : of(texts[`${state}_earlier`]));
-        }
-        if (words) sing(words.firstChild, card.lines, here);
-      };
-      take.follow();
-      shown.add(take);
-      return take;
+        ...(card.warnings ?? []).map((text) => make("p", { class: "warning", text })),
+        words,
+        card.note &&
+          make("p", { class: card.wrong ? "notice" : "said", role: card.wrong ? "alert" : "status", text: card.note }),
+      ]
+    );
+    took.follow = () => {
+      const plays = player.is(card);
+      took.classList.toggle("current", plays);
+      line.show(plays ? player.now() : 0);
+      if (plays && songs.has(song.key)) select(song, card);
+      if (card.unheard && plays && player.now() > 0) {
+        card.unheard = false;
+        took.querySelector(".unheard")?.remove();
+      }
+      toSign(play, plays, (state) => named(state, { letter: letter(card) }));
+      if (words) sing(words.firstChild, card.lines, plays);
     };
+    return took;
+  };
 
-    const sing = (box, lines, here) => {
-      const { at, sung } = lineAt(lines, player.now());
-      const line = here && sung ? box.children[at].firstChild : null;
-      const last = box.querySelector("[aria-current]");
-      if (last === line) return;
-      last?.removeAttribute("aria-current");
-      if (!line) return;
-      line.setAttribute("aria-current", "true");
-      // Not scrollIntoView, which would move the page as well.
-      box.scrollTop = line.offsetTop - (box.clientHeight - line.offsetHeight) / 2;
-    };
+  // --- a song ---
 
-    onPage("studio-player", () => {
-      for (const take of shown) element.contains(take) ? take.follow() : shown.delete(take);
+  const opened = new Set(); // keys of songs whose takes are shown
+  const selected = new Map(); // by key: the take that was played or had the focus last
+  const take = (song) => song.takes.find(({ id }) => id === selected.get(song.key)) ?? song.first;
+  const elements = new Map(); // by key
+
+  const select = (song, card) => {
+    if (selected.get(song.key) === card.id) return;
+    selected.set(song.key, card.id);
+    const there = elements.get(song.key)?.querySelector(".verbs");
+    if (there?.closest(".song").dataset.run === song.key) there.replaceWith(verbs(song));
+  };
+
+  // What is done most with a take of the song, the one that was played last.
+  const verbs = (song) => {
+    const card = take(song);
+    const values = { letter: letter(card) };
+    if (card.gone || !card.run) return make("div", { class: "verbs" }, [again(card)]);
+    const button = (text, click, more) => make("button", { type: "button", text, click, ...more });
+    return make("div", { class: "verbs" }, [
+      button(named("more", values), () => send("submit", pressed(card, { name: "more" })), { class: "starts more" }),
+      button(named("extend", values), () => studio.useTake(card, "extend")),
+      sharesFiles() && button(texts.share, ({ target }) => share(card, target)),
+    ]);
+  };
+
+  const UNITS = [
+    ["day", 86400],
+    ["hour", 3600],
+    ["minute", 60],
+  ];
+  const ago = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
+  const age = (at) => {
+    const seconds = (Date.now() - at) / 1000;
+    const [unit, size] = UNITS.find(([, size]) => seconds >= size) ?? [];
+    if (!at) return "";
+    return seconds < 60 ? texts.now : ago.format(-Math.floor(seconds / size), unit);
+  };
+  setInterval(() => {
+    for (const each of document.querySelectorAll(".library .age")) each.textContent = age(Number(each.dataset.at));
+  }, 60000);
+
+  const rename = (song, button) => {
+    const box = make("input", {
+      class: "renaming",
+      "aria-label": texts.name,
+      maxlength: "120",
+      value: titled(song),
+      keydown: (event) => {
+        if (event.key === "Enter") box.blur();
+        if (event.key !== "Escape") return;
+        box.value = titled(song);
+        box.blur();
+      },
+      blur: () => {
+        const title = box.value.trim();
+        box.replaceWith(button);
+        if (title && title !== titled(song)) change(song, { title, renamed: true });
+      },
     });
+    button.replaceWith(box);
+    box.select();
+    box.focus();
+  };
 
-    const listed = () => {
-      if (!find(".sort input").checked) return order;
-      return order.toSorted((one, other) => (other.score ?? -1) - (one.score ?? -1));
-    };
-
-    const redraw = () => {
-      list.replaceChildren(...listed().map((card) => draw(card, cards.indexOf(card) + 1)));
-      find(".sort").hidden = new Set(cards.map(({ score }) => score)).size < 2;
-      find(".level").hidden = cards.length < 2;
-      find(".record").hidden = !record;
-      find(".record pre").textContent = JSON.stringify(record, null, 2);
-      empty();
-      earlier();
-      player.renew(mode);
-    };
-
-    // News of one take; its menu stays open.
-    const refresh = (card) => {
-      const there = [...list.children].find((take) => take.card === card);
-      if (!there) return;
-      const next = draw(card, cards.indexOf(card) + 1);
-      const [one, other] = [there, next].map((take) => take.querySelector(".menu"));
-      const inside = one.contains(document.activeElement);
-      other.open = one.open && inside;
-      there.replaceWith(next);
-      if (inside) (other.open ? other.querySelector(".format") : other.firstChild).focus({ preventScroll: true });
-    };
-
-    const change = (number, news) => {
-      const card = cards[number - 1];
-      if (!card) return;
-      Object.assign(card, news);
-      refresh(card);
-      player.renew(mode);
-    };
-
-    // --- songs that are being made ---
-
-    const empty = () => {
-      const none = find(".empty");
-      none.hidden = cards.length > 0 && !runs.length;
-      none.textContent = runs.length ? texts.making : texts.empty;
-      none.classList.toggle("heard", runs.length > 0);
-    };
-
-    const makings = new Map(); // cards by the id of their run
-    const begin = (run) => {
-      const name = run.title || texts.in_the_making;
-      const picture = make("div", { class: "wave" });
-      picture.innerHTML = sketch();
-      const cancel = {
+  const head = (song) => {
+    const { first } = song;
+    const title = titled(song);
+    const open = opened.has(song.key);
+    const play = make(
+      "button",
+      {
         type: "button",
-        text: texts.cancel,
-        "aria-label": `${texts.cancel}: ${name}`,
-        click: () => studio.cancel(run.run),
-      };
-      const made = make("article", { class: "take making", "data-run": run.run, "aria-label": name }, [
-        make("div", { class: "cover" }),
-        make("div", { class: "what" }, [make("p", { class: "name", text: name }), make("p", { class: "stage" })]),
-        make("div", { class: "actions" }, [make("button", cancel)]),
-        picture,
-        make("p", { class: "draft", hidden: true }),
-      ]);
-      makings.set(run.run, made);
-      return made;
-    };
-
-    // The words of a song that is being made, as they are written.
-    const draft = (box, text) => {
-      if (!text || box.textContent === text) return;
-      box.hidden = false;
-      box.textContent = text;
-      box.scrollTop = box.scrollHeight;
-    };
-
-    const follow = () => {
-      const there = new Set(runs.map(({ run }) => run));
-      for (const [id, made] of makings) {
-        if (there.has(id)) continue;
-        made.remove();
-        makings.delete(id);
-      }
-      for (const run of runs) {
-        const made = makings.get(run.run) ?? begin(run);
-        if (!made.isConnected) find(".makings").append(made);
-        const share = Math.floor(100 * (run.facts?.share ?? 0));
-        made.querySelector(".stage").textContent = run.facts?.sentence ?? "";
-        draft(made.querySelector(".draft"), run.facts?.draft);
-        made.querySelector(".wave").style.setProperty("--at", `${share}%`);
-      }
-      empty();
-    };
-
-    onPage("studio-runs", ({ detail }) => {
-      if (detail.bar !== mode) return;
-      runs = detail.runs;
-      awaited ||= runs.length > 0;
-      find(".notify").hidden = !runs.length || !window.Notification;
-      find(".notify input").checked = studio.notifies();
-      follow();
+        class: "cover",
+        click: () => player.toggle(track(song.takes.find((card) => player.is(card)) ?? take(song))),
+      },
+      [make("span", { class: "sign" }), first.art && make("img", { src: first.art, alt: "", loading: "lazy" })]
+    );
+    const name = make("button", {
+      type: "button",
+      class: "name",
+      text: title,
+      title: texts.rename,
+      click: () => rename(song, name),
     });
-    find(".notify input").addEventListener("change", async ({ target }) => {
+    const length = clock(first.seconds);
+    const facts = [length, ...(first.facts ?? []).filter((text) => text !== length)];
+    if (song.takes.length > 1 && !open) facts.push(named("count", { count: song.takes.length }));
+    const fold = make("button", {
+      type: "button",
+      class: "fold",
+      "aria-expanded": String(open),
+      "aria-label": named("fold", { name: title }),
+      click: () => {
+        opened.has(song.key) ? opened.delete(song.key) : opened.add(song.key);
+        draw();
+        if (open) return;
+        for (const card of song.takes) isGone(where(card)).then((gone) => gone && !card.gone && lose(card));
+      },
+    });
+    const star = make("button", {
+      type: "button",
+      class: "star",
+      icon: "star",
+      "aria-pressed": String(Boolean(first.star)),
+      "aria-label": named("star", { name: title }),
+      click: () => change(song, { star: !first.star }),
+    });
+    const made = make("header", { class: "head" }, [
+      play,
+      make("div", { class: "what" }, [
+        make("h3", {}, [name]),
+        make("p", { class: "facts" }, [
+          ...facts.map((text) => make("span", { text })),
+          make("span", { class: "age", "data-at": String(song.at), text: age(song.at) }),
+        ]),
+      ]),
+      star,
+      fold,
+    ]);
+    made.follow = () => {
+      const plays = song.takes.some((card) => player.is(card));
+      made.parentElement?.classList.toggle("current", plays);
+      toSign(play, plays, (state) => named(`${state}_song`, { name: title }));
+    };
+    return made;
+  };
+
+  const shown = new Set(); // what follows the player
+  const build = (song) => {
+    const open = opened.has(song.key);
+    const isNewest = newest(song.first.mode) === song;
+    const top = head(song);
+    const rows = open ? ranked(song).map((card) => row(song, card, isNewest)) : [];
+    const made = make(
+      "section",
+      {
+        class: `song${song.parent ? " child" : ""}${open ? " open" : ""}`,
+        "data-run": song.key,
+        "aria-label": inFull(song),
+      },
+      [top, ...rows, open && verbs(song), open && children(song)]
+    );
+    elements.set(song.key, made);
+    for (const each of [top, ...rows]) {
+      shown.add(each);
+      each.follow();
+    }
+    return made;
+  };
+  const ranked = ({ takes }) =>
+    sorted ? takes.toSorted((one, other) => (other.score ?? -1) - (one.score ?? -1)) : takes;
+  const children = ({ children }) =>
+    children.length && make("div", { class: "children" }, children.toReversed().map(build));
+
+  // --- the list ---
+
+  const library = make("div", { class: "library" });
+  const part = (name) => library.querySelector(`.${name}`);
+  const panels = new Map(); // by tab: what its component is
+  let here; // the tab in which the list lies
+  let filled = false;
+
+  // What the element of a song shows: as long as it stays the same, so does the element.
+  const stamp = (song) =>
+    JSON.stringify(
+      family(song).map(({ key, takes, first }) => [
+        key,
+        opened.has(key),
+        sorted,
+        newest(first.mode)?.key === key,
+        takes.map((card) => [card.id, card.title, card.star, card.gone, card.unheard, card.note, card.alignment]),
+      ])
+    );
+  const stamps = new Map();
+
+  // The focus goes to where it was in an element that is built again.
+  const focusOf = (old) => {
+    const at = document.activeElement;
+    if (!old?.contains(at)) return () => {};
+    const song = at.closest("[data-run]").dataset.run;
+    const id = at.closest("[data-take]")?.dataset.take;
+    const name = at.classList[0] ? `.${at.classList[0]}` : at.localName;
+    return () => {
+      const all = [...(elements.get(song)?.querySelectorAll(id ? `[data-take="${id}"] ${name}` : name) ?? [])];
+      (all[0] ?? elements.get(song)?.querySelector(".fold"))?.focus({ preventScroll: true });
+    };
+  };
+
+  const draw = () => {
+    gather();
+    if (!filled) return;
+    const list = part("list");
+    const wanted = roots.map((song) => {
+      const now = stamp(song);
+      const old = elements.get(song.key);
+      if (old?.isConnected && stamps.get(song.key) === now && old.parentElement === list) return old;
+      const focus = focusOf(old);
+      stamps.set(song.key, now);
+      const made = build(song);
+      if (old?.parentElement === list) old.replaceWith(made);
+      queueMicrotask(focus);
+      return made;
+    });
+    wanted.forEach((each, at) => {
+      if (list.children[at] !== each) list.insertBefore(each, list.children[at] ?? null);
+    });
+    while (list.children.length > wanted.length) list.lastChild.remove();
+    search();
+    for (const { element } of panels.values()) empty(element);
+    player.renew("songs");
+  };
+
+  const search = () => {
+    const words = part("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const starred = part("starred").getAttribute("aria-pressed") === "true";
+    part("find").hidden = songs.size < SEARCHED;
+    let count = 0;
+    for (const song of roots) {
+      const matches = family(song).some((each) => {
+        const { first } = each;
+        if (starred && !first.star) return false;
+        const { prompt = "", lyrics = "" } = first.settings?.request ?? {};
+        const text = [inFull(each), first.title, ...(first.facts ?? []), prompt, lyrics].join(" ").toLowerCase();
+        return words.every((word) => text.includes(word));
+      });
+      const shows = matches || songs.size < SEARCHED;
+      elements.get(song.key).hidden = !shows;
+      count += shows;
+    }
+    part("none").hidden = count > 0 || !roots.length;
+  };
+
+  const fillIn = () => {
+    if (filled) return;
+    filled = true;
+    texts = studio.texts.takes;
+    ({ uses, formats } = studio.texts);
+    const pick = (name, pressed) =>
+      make("button", {
+        type: "button",
+        class: name,
+        text: texts[name],
+        "aria-pressed": String(pressed),
+        click: ({ target }) => {
+          for (const each of target.parentElement.children) each.setAttribute("aria-pressed", String(each === target));
+          search();
+        },
+      });
+    const box = (name, checked, set) =>
+      make("label", {}, [
+        make("input", { type: "checkbox", checked, change: ({ target }) => set(target.checked) }),
+        texts[name],
+      ]);
+    const options = () => [
+      box("level", level, (now) => {
+        level = now;
+        chosen.write("equal", now);
+        player.level();
+      }),
+      make("p", { class: "remark" }, [`${texts.level_help} `, make("span", { class: "keys", text: texts.digits })]),
+      box("sort", sorted, (now) => {
+        sorted = now;
+        chosen.write("sorted", now);
+        draw();
+      }),
+      make("button", { type: "button", text: texts.remove_all, click: removeAll }),
+      make("p", { class: "remark", text: texts.stays }),
+    ];
+    library.append(
+      make("div", { class: "makings" }),
+      make("div", { class: "tools" }, [
+        make("div", { class: "find", hidden: true }, [
+          make("input", {
+            type: "search",
+            class: "search",
+            "aria-label": texts.search,
+            placeholder: texts.search,
+            input: search,
+          }),
+          make("div", { class: "segments", role: "group", "aria-label": texts.filter }, [
+            pick("all", true),
+            pick("starred", false),
+          ]),
+        ]),
+        menu(texts.options, options),
+      ]),
+      make("p", { class: "removed", hidden: true }),
+      make("p", { class: "none", role: "status", hidden: true, text: texts.no_match }),
+      make("div", { class: "list" })
+    );
+    player.add("songs", tracks, studio.texts.player);
+    gather();
+    reveal(newest());
+  };
+
+  // A song is opened, and what it hangs under.
+  const reveal = (song) => {
+    if (!song) return;
+    opened.clear();
+    for (const each of lineage(song)) opened.add(each.key);
+  };
+
+  document.addEventListener("studio-player", () => {
+    for (const each of shown) each.isConnected ? each.follow() : shown.delete(each);
+  });
+
+  // --- songs that are being made ---
+
+  const runs = new Map(); // by bar: those that run or wait, from static/runs.js
+  const underWay = () => [...runs.values()].flat();
+  const makings = new Map(); // cards by the id of their run
+
+  const empty = (element) => {
+    const none = element.querySelector(".empty");
+    const busy = underWay().length > 0;
+    none.hidden = takes.size > 0 && !busy;
+    none.textContent = busy ? texts.making : element.querySelector(".takes").dataset.none;
+    none.classList.toggle("heard", busy);
+  };
+
+  const begin = (run) => {
+    const name = run.title || texts.in_the_making;
+    const picture = make("div", { class: "wave" });
+    picture.innerHTML = sketch();
+    const cancel = {
+      type: "button",
+      text: texts.cancel,
+      "aria-label": `${texts.cancel}: ${name}`,
+      click: () => studio.cancel(run.run),
+    };
+    const made = make("article", { class: "making", "data-run": run.run, "aria-label": name }, [
+      make("div", { class: "cover" }),
+      make("div", { class: "what" }, [make("p", { class: "name", text: name }), make("p", { class: "stage" })]),
+      make("button", cancel),
+      picture,
+      make("p", { class: "draft", hidden: true }),
+    ]);
+    makings.set(run.run, made);
+    return made;
+  };
+
+  // The words of a song that is being made, as they are written.
+  const draft = (box, text) => {
+    if (!text || box.textContent === text) return;
+    box.hidden = false;
+    box.textContent = text;
+    box.scrollTop = box.scrollHeight;
+  };
+
+  const follow = () => {
+    const all = underWay();
+    const there = new Set(all.map(({ run }) => run));
+    for (const [id, made] of makings) {
+      if (there.has(id)) continue;
+      made.remove();
+      makings.delete(id);
+    }
+    for (const run of all) {
+      const made = makings.get(run.run) ?? begin(run);
+      if (!made.isConnected) part("makings").append(made);
+      const share = Math.floor(100 * (run.facts?.share ?? 0));
+      made.querySelector(".stage").textContent = run.facts?.sentence ?? "";
+      draft(made.querySelector(".draft"), run.facts?.draft);
+      made.querySelector(".wave").style.setProperty("--at", `${share}%`);
+    }
+    for (const { element } of panels.values()) empty(element);
+  };
+
+  let awaited = false;
+  document.addEventListener("studio-runs", ({ detail }) => {
+    if (!MODES.includes(detail.bar) || !filled) return;
+    runs.set(detail.bar, detail.runs);
+    awaited ||= detail.runs.length > 0;
+    const element = panels.get(detail.bar)?.element;
+    if (element) {
+      element.querySelector(".notify").hidden = !detail.runs.length || !window.Notification;
+      element.querySelector(".notify input").checked = studio.notifies();
+    }
+    follow();
+  });
+
+  // A song that is there comes into sight and plays with the space bar, unless the visitor is busy elsewhere.
+  const arrive = (mode) => {
+    const { activeElement } = document;
+    if (!awaited || !library.offsetParent || activeElement?.matches("input, textarea, select")) return;
+    awaited = false;
+    const first = document.getElementById(`${mode}-take-1`) ?? part("song");
+    first?.closest(".song").scrollIntoView({ block: "nearest" });
+    const idle = [document.body, ...["go", "cancel"].map((name) => document.getElementById(`${here}-${name}`))];
+    if (idle.includes(activeElement)) first?.querySelector(".play").focus({ preventScroll: true });
+  };
+
+  // --- the tabs ---
+
+  const received = new Set(); // values, which a component that is built again brings a second time
+  const receive = ({ element, props }) => {
+    const { value } = props;
+    if (typeof value?.at !== "number" || received.has(value.at)) return;
+    received.add(value.at);
+    if (value.change) {
+      const card = takes.get(value.take);
+      if (!card) return;
+      Object.assign(card, value.change);
+      write(card.mode);
+      return draw();
+    }
+    for (const card of value.takes) {
+      const { title, renamed, star, at } = takes.get(card.id) ?? {};
+      takes.set(card.id, { ...card, at: at ?? Date.now(), star, ...(renamed && { title, renamed }) });
+    }
+    element.querySelector(".record").hidden = !value.record;
+    element.querySelector(".record pre").textContent = JSON.stringify(value.record, null, 2);
+    const [first] = value.takes;
+    if (!first) return;
+    gather();
+    reveal(songOf(takes.get(first.id)));
+    write(first.mode);
+    draw();
+    // Once the buttons have changed, which moves the focus.
+    setTimeout(arrive, 100, first.mode);
+  };
+
+  studio.takes = (element, props, trigger, watch) => {
+    fillIn();
+    const { mode } = element.querySelector(".takes").dataset;
+    const panel = { element, props, trigger };
+    panels.set(mode, panel);
+    const adopt = () => {
+      const place = element.querySelector(".place");
+      if (!element.offsetParent || !place || library.parentElement === place) return;
+      here = mode;
+      place.append(library);
+      draw();
+    };
+    new ResizeObserver(adopt).observe(element); // a tab that opens
+    whileThere(element)("studio-runs", adopt);
+    element.querySelector(".notify input").addEventListener("change", async ({ target }) => {
       target.checked = await studio.notify(target.checked);
     });
-
-    // A song that is there comes into sight and plays with the space bar, unless the visitor is busy elsewhere.
-    let awaited = false;
-    const arrive = () => {
-      const { activeElement } = document;
-      if (!awaited || !element.offsetParent || activeElement?.matches("input, textarea, select")) return;
-      awaited = false;
-      list.firstChild.scrollIntoView({ block: "nearest" });
-      const idle = [document.body, ...["go", "cancel"].map((name) => document.getElementById(`${mode}-${name}`))];
-      if (idle.includes(activeElement)) list.querySelector(".play").focus({ preventScroll: true });
-    };
-
-    // --- earlier takes ---
-
-    const stored = () => studio.remembered(mode);
-    const keep = (all) => {
-      try {
-        localStorage.setItem(`${STORAGE}-${mode}`, JSON.stringify(all.slice(0, MOST_EARLIER)));
-      } catch {
-        // A browser that keeps nothing, or has no room left, shows the takes of this run alone.
-      }
-      document.dispatchEvent(new CustomEvent("studio-remembered"));
-    };
-    const KEPT = [
-      "id",
-      "at",
-      "seed",
-      "title",
-      "seconds",
-      "path",
-      "url",
-      "kind",
-      "facts",
-      "peaks",
-      "art",
-      "lines",
-      "lrc",
-      "alignment",
-      "words",
-      "settings",
-    ];
-    const remember = () => {
-      for (const card of order) card.at ??= Date.now();
-      const brief = order.map((card) => Object.fromEntries(KEPT.map((name) => [name, card[name]])));
-      const here = new Set(brief.map(({ id }) => id));
-      keep([...brief, ...stored().filter(({ id }) => !here.has(id))]);
-    };
-
-    // A file that does not play: whether it is gone, only the studio can tell.
-    const lose = async (card) => {
-      card.gone = await isGone(where(card));
-      card.unheard = !card.gone;
-      if (cards.includes(card)) return refresh(card);
-      for (const row of fold.querySelectorAll("li")) if (row.card === card) row.replaceWith(draw(card));
-    };
-
-    const earlier = () => {
-      const here = new Set(cards.map(({ id }) => id));
-      const all = stored().filter(({ id }) => !here.has(id));
-      fold.hidden = !all.length;
-      fold.querySelector("summary").textContent = named("earlier", { count: all.length });
-      fold.querySelector("ol").replaceChildren(...(fold.open ? all.map((card) => draw(card)) : []));
-      if (!fold.open) return;
-      for (const card of all) isGone(where(card)).then((gone) => gone && lose(card));
-    };
-    fold.addEventListener("toggle", ({ target }) => target === fold && earlier());
-    fold.querySelector(".clear").addEventListener("click", () => {
-      keep(stored().filter(({ id }) => cards.some((card) => card.id === id)));
-      earlier();
-    });
-
-    // --- the page ---
-
-    find(".level input").addEventListener("change", player.level);
-    find(".sort input").addEventListener("change", redraw);
-
-    const receive = () => {
-      const value = props.value;
-      if (Array.isArray(value?.takes)) {
-        cards = value.takes.map((card) => ({ ...card }));
-        record = value.record;
-        order = [...cards.slice(value.kept), ...cards.slice(0, value.kept)];
-        remember();
-        redraw();
-        // Once the buttons have changed, which moves the focus.
-        if (cards.length) setTimeout(arrive, 100);
-      } else if (value?.change) {
-        change(value.number, { preparing: "", ...value.change });
-        remember();
-        // Gradio may build the component again from its value.
-        props.value = { at: value.at, takes: cards, kept: cards.indexOf(order[0]), record };
-      }
-    };
-    player.add(mode, tracks, texts.player);
-    studio.opensRecipes(mode, (recipe) => trigger("edit", recipe));
-    watch("value", receive);
-    receive();
-    empty();
-    earlier();
+    watch("value", () => receive(panel));
+    adopt();
+    receive(panel);
+    empty(element);
+    studio.panel(mode, trigger);
   };
 })();

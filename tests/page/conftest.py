@@ -6,6 +6,7 @@ and so does an error in the browser's console.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -223,6 +224,10 @@ BUILT_IN = replace(
 )
 
 
+def _hash_of(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 class FakeBackend(Backend):
     """Plays `script`, a function from a request to events, and records the requests.
 
@@ -305,17 +310,22 @@ class FakeBackend(Backend):
             facts = {
                 "seed": seed,
                 "name": path.name,
-                "sha256": "0" * 64,
                 "duration": float(self.seconds),
             }
             takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": loudness, "warnings": []})
             tag_file(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
+            takes[-1]["sha256"] = _hash_of(path)
             files.append(
                 processing_utils.save_file_to_cache(
                     path, cache_dir=gradio_utils.get_upload_folder()
                 )
             )
+        source = getattr(request, "source", None)
+        uploads = (
+            {"source": {"name": Path(source).name, "sha256": _hash_of(source)}} if source else {}
+        )
         own = {
+            "audio": uploads,
             "request": asked,
             "takes": takes,
             "errors": [],

@@ -50,7 +50,7 @@ SHARED = {
     ),
 }
 # The buttons of a take that are not in its menu.
-VERBS = {"More like this": "More like this", "Use in Extend": "Extend"}
+VERBS = {"More like this": "More like", "Use in Extend": "Extend"}
 # Each folded group, with a field that shows whether it is open.
 FOLDS = {"details": "takes", "advanced": "options.timbre_token"}
 LYRICS_FOLDS = {"advanced": "seed"}
@@ -220,20 +220,26 @@ class Tab:
     def take(self, number: int = 1) -> Locator:
         return self.part(f"take-{number}")
 
+    def song(self) -> Locator:
+        """Return the song that the tab made last, with its takes."""
+        return self.page.locator(f"section.song:has(> #{self.mode}-take-1)")
+
     def has(self, seed: int, number: int = 1) -> None:
         """Wait until a take has this seed."""
         expect(self.take(number)).to_have_attribute("data-seed", str(seed))
 
     def way(self, name: str, number: int = 1) -> Locator:
         """Return a button of a take, from its menu, which it opens, unless it is one of those that are in sight."""
+        letter = "ABCD"[number - 1]
         if name in VERBS:
-            name = VERBS[name]
-            verbs = self.take(number).locator(".verbs")
-            return verbs.get_by_role("button", name=f"{name}, take {number}", exact=True)
+            # They are about the take that had the focus last.
+            self.take(number).locator("summary").focus()
+            verbs = self.song().locator("> .verbs")
+            return verbs.get_by_role("button", name=f"{VERBS[name]} {letter}", exact=True)
         menu = self.take(number).locator(".menu")
         if menu.get_attribute("open") is None:
             menu.locator("summary").click()
-        return menu.get_by_role("button", name=re.compile(rf"^{name}, take {number}$"))
+        return menu.get_by_role("button", name=re.compile(rf"^{name}, take {letter}$"))
 
     def plays(self, name: str = "Pause") -> Locator:
         """Return the player's button, which says Pause while it plays."""
@@ -263,14 +269,19 @@ class Tab:
         self.has(seed)
         return fake.requests[-1]
 
-    def download(self) -> Path:
+    def download(self, kind: str = "WAV") -> Path:
         """Press the button, wait for a new first take, and return its downloaded file."""
-        link = self.take().get_by_role("link", name=re.compile("^Download"))
-        former = link.get_attribute("href") if link.is_visible() else ""
+        take = self.take()
+        former = take.get_attribute("data-take") if take.is_visible() else ""
         self.go.click()
-        expect(link).not_to_have_attribute("href", former)
+        expect(take).not_to_have_attribute("data-take", former)
+        return self.downloaded(kind)
+
+    def downloaded(self, kind: str = "WAV", number: int = 1) -> Path:
+        """Return the file that a take's menu downloads."""
+        button = self.way(f"Download {kind}", number)
         with self.page.expect_download() as download:
-            link.click()
+            button.click()
         path = Path(download.value.path()).with_name(download.value.suggested_filename)
         download.value.save_as(path)
         return path

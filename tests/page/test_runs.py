@@ -52,11 +52,12 @@ def making(page: Page, mode: str = "generate"):
 
 
 def takes(page: Page, mode: str = "generate"):
+    """Return the takes of the songs that are open."""
     return page.locator(f"#{mode}-takes-made .list .take")
 
 
-def earlier(page: Page, mode: str = "generate"):
-    return page.locator(f"#{mode}-takes-made .earlier summary")
+def songs(page: Page, mode: str = "generate"):
+    return page.locator(f"#{mode}-takes-made .song")
 
 
 def asked(page: Page) -> list[str]:
@@ -85,7 +86,7 @@ def test_a_reload_in_mid_song_finds_the_song_again_and_it_comes_once(page: Page,
     expect(page.get_by_text(tooltips.FINISHED_MEANWHILE)).to_be_visible()
     expect(generate.part("cancel")).to_be_disabled()
     reload(page)
-    expect(earlier(page)).to_contain_text("(1)")
+    expect(songs(page)).to_have_count(1)
     assert len(fake.requests) == 1 and not fake.closed.is_set()
 
 
@@ -173,7 +174,7 @@ def test_a_hidden_page_keeps_one_connection_however_many_songs_it_waits_for(
     expect(page).to_have_title("▶ Ready")
     page.evaluate(SHOW)
     expect(making(page)).to_have_count(0)
-    expect(earlier(page)).to_contain_text("(2)")
+    expect(songs(page)).to_have_count(3)
 
 
 HIDE = """() => {
@@ -250,7 +251,7 @@ def test_three_songs_wait_each_with_place_title_and_cancel_and_a_fourth_is_a_sen
     gate.go.set()
     expect(making(page)).to_have_count(0)
     expect(takes(page)).to_have_count(1)
-    expect(earlier(page)).to_contain_text("(2)")
+    expect(songs(page)).to_have_count(3)
     assert [request.prompt for request in fake.requests] == ["first", "third", "fourth"]
 
 
@@ -344,7 +345,7 @@ def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
     until(lambda: [*songs.glob("left-before-it-began-*.wav")])
     page.goto(studio)
     expect(takes(page)).to_have_count(1)
-    expect(takes(page).locator("h3")).to_have_text("left before it began")
+    expect(songs(page).locator("h3")).to_have_text("left before it began")
     expect(making(page)).to_have_count(0)
     assert len([*songs.glob("left-before-it-began-*.wav")]) == 1
 
@@ -425,11 +426,11 @@ def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_ma
         expect(again.last).to_be_visible()
         page.locator(".cut-off", has_text="waiting song").get_by_role("button").click()
         expect(takes(page)).to_have_count(1, timeout=SONG_MS)
-        expect(takes(page).first).to_contain_text("waiting song")
+        expect(songs(page).first).to_contain_text("waiting song")
         back = absent.context.new_page()
         back.goto(address)
         expect(takes(back)).to_have_count(2)
-        expect(takes(back).first.locator("h3")).to_have_text("finished song")
+        expect(songs(back).first.locator("h3")).to_have_text("finished song")
         takes(back).first.locator(".play").click()
         expect(takes(back).first.locator(".play")).to_have_attribute("data-state", "pause")
         expect(making(back)).to_have_count(0)

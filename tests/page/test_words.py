@@ -233,7 +233,7 @@ def test_words_are_written_with_the_song_unless_they_are_ones_own_or_nobody_s(
     expect(page.locator(".making .draft")).to_have_text(LYRICS)
     generate.runs()
     release.set()
-    expect(generate.take().get_by_role("heading")).to_have_text("Good night, good night")
+    expect(generate.song().get_by_role("heading")).to_have_text("Good night, good night")
     generate.take().get_by_text("Words", exact=True).click()
     expect(generate.take().get_by_text("The lamp goes round")).to_be_visible()
     assert fake.requests[-1].words.brief == "a pop song about my cat"

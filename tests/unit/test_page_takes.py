@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+import mutagen
 import numpy as np
 import pytest
 import soundfile
@@ -16,6 +17,7 @@ import audio
 import audio_export
 import jobs
 import page_takes
+import takes
 import tooltips
 from events import Done, StudioError
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
@@ -111,14 +113,39 @@ def test_a_take_in_another_format_has_the_same_sound_and_tags(
     tone = 0.3 * np.sin(np.arange(SAMPLE_RATE) * 0.03).astype(np.float32)
     write_song(np.stack([tone, tone]), path, "wav")
     tag_file(path, path.stem, {"mode": "generate", "takes": [{"seed": 7}]})
-    take = made(file=str(path))
-    assert page_takes.converted(take, "wav") == str(path)
-    other = Path(page_takes.converted(take, kind))
-    assert (other.name, soundfile.info(other).subtype) == (f"song-seed-7.{kind}", subtype)
+    assert takes.as_download(path, "wav", "").getvalue() == path.read_bytes()
+    other = tmp_path / f"other.{kind}"
+    other.write_bytes(takes.as_download(path, kind, "Sea \n shanty").getvalue())
+    assert soundfile.info(other).subtype == subtype
+    tags = mutagen.File(other).tags
+    assert str(tags["TIT2" if kind == "mp3" else "title"][0]) == "Sea shanty"
     assert audio_export.read_record(other)["takes"] == [{"seed": 7}]
     before, after = audio.decode(path), audio.decode(other)
     assert after.shape == before.shape
     assert np.abs(after - before).max() < (1e-6 if kind == "flac" else 0.1)
+    # A new title alone changes no sample, and keeps the picture.
+    renamed = tmp_path / f"renamed.{kind}"
+    renamed.write_bytes(takes.as_download(other, kind, "Heave away").getvalue())
+    assert np.array_equal(audio.decode(renamed), after)
+    assert str(mutagen.File(renamed).tags["TIT2" if kind == "mp3" else "title"][0]) == "Heave away"
+    if kind == "flac":
+        assert len(mutagen.File(renamed).pictures) == 1
+
+
+def test_what_is_made_of_a_take_says_what_it_is_and_which_part_of_it_is_new():
+    extended = made("extend", before=2.5, after=10).request
+    assert page_takes.derived(extended) == "2.5 s + {take} + 10 s"
+    assert page_takes.changed_parts(extended, 30.0) == [[0.0, 2.5], [20.0, 30.0]]
+    repainted = made("edit", start=3, end=0).request
+    assert page_takes.derived(repainted) == "from 3 s of {take} replaced"
+    assert page_takes.changed_parts(repainted, 30.0) == [[3.0, 30.0]]
+    several = made("edit", start=0, end=0, regions=[[3, 6], [10, 12]]).request
+    assert page_takes.derived(several) == "3 to 6 s, 10 to 12 s of {take} replaced"
+    layered = made("edit", action="layer", tracks=["drums"], start=0, end=0, options={}).request
+    assert page_takes.derived(layered) == "{take} with drums"
+    assert page_takes.changed_parts(layered, 30.0) == []
+    assert page_takes.derived(made("cover").request) == "cover of {take}"
+    assert page_takes.derived(made().request) == ""
 
 
 @pytest.mark.parametrize(
