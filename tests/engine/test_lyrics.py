@@ -242,6 +242,7 @@ def test_an_unloaded_songwriter_gives_its_memory_back():
     assert gone() is None
 
 
+@pytest.mark.numbers
 def test_numbers_too_large_for_float16_are_computed_in_float32_with_a_sentence(
     songwriter, monkeypatch, tmp_path
 ):

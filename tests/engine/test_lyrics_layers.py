@@ -20,6 +20,7 @@ def stock(model, ids: list[int]) -> torch.Tensor:
         return model(input_ids=torch.tensor([ids])).logits[0, -1]
 
 
+@pytest.mark.numbers
 def test_continuations_score_as_if_each_were_the_whole_text(model):
     generator = torch.Generator().manual_seed(1)
 

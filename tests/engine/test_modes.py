@@ -410,6 +410,7 @@ def test_the_model_never_sees_less_than_128_frames_of_a_source(
     assert made.shape == audio.decode(source).shape
 
 
+@pytest.mark.numbers
 @SLOW
 @pytest.mark.parametrize("name", ["cover", "extend", "morph", "layer"])
 def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(

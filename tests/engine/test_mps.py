@@ -48,6 +48,7 @@ def decoded(pipe, latents):
     )
 
 
+@pytest.mark.numbers
 @pytest.mark.slow
 def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe):
     samples = np.random.default_rng(1).standard_normal((2, 6 * 48_000)).astype(np.float32) * 0.1

@@ -78,6 +78,7 @@ def test_the_planner_judges_the_songs_that_it_planned(writing: backend.Backend):
     assert "recognition" not in unplanned["takes"][0].get("score_parts", {})
 
 
+@pytest.mark.numbers
 def test_recognition_is_what_the_codes_tell_of_the_words(writing: backend.Backend, monkeypatch):
     """Compare with the formula, on the stock model's own logits (reference 5.4)."""
     model = writing.models.planner.get()

@@ -81,7 +81,8 @@ def grow(pipe) -> None:
 def test_published_activations_overflow_without_the_measures_and_are_finite_with_them(old_card):
     transformer = old_card.transformer
     grow(old_card)
-    assert stream(old_card) == pytest.approx(STREAM, rel=0.1)
+    before = stream(old_card)
+    assert before > torch.finfo(torch.float16).max
     plain = velocity(old_card)
     song_half._compute_in(transformer, torch.float16)
     transformer.half_precision = True
@@ -89,7 +90,9 @@ def test_published_activations_overflow_without_the_measures_and_are_finite_with
     transformer.half_precision = False
     song_half._compute_in(transformer, torch.float32)
     song_half.use(transformer)
-    assert stream(old_card) == pytest.approx(STREAM / song_half.DIVISOR, rel=0.1)
+    # Dividing by a power of two is exact. Half precision rounds the weights, the product and the sum.
+    rounding = 3 * torch.finfo(torch.float16).eps
+    assert stream(old_card) == pytest.approx(before / song_half.DIVISOR, rel=rounding)
     made = velocity(old_card)
     assert made.dtype == torch.float32 and transformer.dtype == torch.float32
     assert agreement.difference(made, plain) <= agreement.BOUNDS["float16"]

@@ -333,6 +333,7 @@ def test_a_long_prompt_is_cut_at_a_word_or_a_character_and_keeps_the_metadata(pi
 # --- audio in and out of latents ----------------------------------------------------------------------------------
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("frames", [25, pytest.param(513, marks=pytest.mark.slow)])
 def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
     latents = song_loop.draw_noise(
@@ -346,7 +347,13 @@ def test_decoding_tile_by_tile_equals_the_vaes_own_tiling(pipe, frames):
     assert joined.shape == (2, frames * FRAME)
 
 
-@pytest.mark.parametrize("seconds", [1.0, pytest.param(47.3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(1.0, marks=pytest.mark.numbers),
+        pytest.param(47.3, marks=pytest.mark.slow),
+    ],
+)
 def test_encoding_takes_the_mode_and_equals_the_vaes_own_tiling(pipe, seconds):
     samples = (
         np.random.default_rng(3).standard_normal((2, round(48_000 * seconds)), np.float32) * 0.3
