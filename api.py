@@ -409,11 +409,11 @@ class _Answer:
                 self._progress(event)
             case Draft(words):
                 self.latest = words
-            case Done(files, record):
+            case Done():
                 if self._writes:
-                    self.latest = record["text"]
+                    self.latest = event.words["text"]
                 else:
-                    self.latest = (list(files), record)
+                    self.latest = (list(event.files), event.song)
             case _:
                 raise StudioError.from_problem(event.problem)
         return self.latest

@@ -27,6 +27,7 @@ import tooltips
 from events import Done, Draft, Problem, Progress, StudioError, share_done
 from limits import FORMATS, shown
 from params import REQUESTS, SongRequest
+from record import take_names
 from runs import NO_TAKE, Cancelled, Run, RunEvent, Runs, Waiting, address_of, addresses
 
 MOST_IDS = 20  # in one call
@@ -98,7 +99,7 @@ def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
         case Draft():
             return "draft", asdict(event)
         case Done(record=record):
-            takes = len(record.get("takes", ()))
+            takes = len(take_names(record))
             return "finished", {"takes": addresses(run.id, takes), "record": record}
         case Cancelled(problem):
             return "cancelled", {"problem": problem.facts()}

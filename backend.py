@@ -32,7 +32,8 @@ import song_align
 import song_length
 import takes
 import writers
-from events import Done, Event, Failed, InvalidRequest, Job, Outcome, Problem, Progress, StudioError
+from events import Done, Event, Failed, InvalidRequest, Outcome, Problem, Progress, StudioError
+from gpu_job import Job, SongJob
 from limits import AUTOMATIC_GPU_SECONDS, AUTOMATIC_SECONDS, LIMITS, STUDIO_VERSION, Limit
 from model_weights import (
     CHECKPOINTS,
@@ -60,7 +61,7 @@ from params import (
     settle,
     with_sketch,
 )
-from record import HERE, WordsRecord, library_versions, words_record
+from record import HERE, WordsRecord, WordsResult, library_versions, words_record
 from status import SongModelStatus, SongwriterStatus, Status, WorkerStatus
 
 log = logging.getLogger("studio")
@@ -224,7 +225,7 @@ class Backend:
         try:
             yield from model_hub.download(self.models.weights.wanted)
             yield from self.models.refreshing()
-            yield Done((), {})
+            yield Done((), WordsResult())
         except Exception as error:
             yield Failed(gpu.problem_of(error))
 
@@ -247,7 +248,7 @@ class Backend:
             problem = gpu_zero.refusal(work) if gpu.ON_ZEROGPU else None
             if problem:
                 raise StudioError.from_problem(problem)
-            if isinstance(request, SongRequest):
+            if isinstance(job, SongJob):
                 job = yield from self._with_loras(job)
             checks = self._check_seconds()
             asked = gpu_zero.gpu_seconds(work, checks)
@@ -265,7 +266,7 @@ class Backend:
                 gpu_zero.learn(work, event.ran.gpu)
             if isinstance(event, Failed):
                 yield event
-            elif output is not None:
+            elif isinstance(job, SongJob) and output is not None:
                 yield from takes.finish(job, event, output)
             else:
                 yield Done((), _words_record(job, event))
@@ -278,7 +279,7 @@ class Backend:
                     if isinstance(event, Failed):
                         raise StudioError.from_problem(event.problem)
                     if isinstance(event, Done):
-                        return with_sketch(request, _sketch_of(event.record))
+                        return with_sketch(request, _sketch_of(event.words))
                     yield event
         except StudioError as error:
             idea = request.idea
@@ -297,7 +298,7 @@ class Backend:
         selfcheck.use_remembered(self.models)
         return selfcheck.due_seconds(self.models)
 
-    def _with_loras(self, job: Job) -> Generator[Event, None, Job]:
+    def _with_loras(self, job: SongJob) -> Generator[Event, None, SongJob]:
         specs = []
         for choice in job.request.options.loras:
             spec = yield from lora_sources.prepare(
@@ -379,11 +380,11 @@ class Backend:
         return estimate.work_of(request, self.settle(request), source=source, planner=planned)
 
 
-def _sketch_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def _sketch_of(words: WordsResult) -> Mapping[str, Any]:
     """Return the song in words that a planner wrote, or that a songwriter wrote the lyrics of."""
-    if "sketch" in record:
-        return record["sketch"]
-    return {"lyrics": record["text"]}
+    if "sketch" in words:
+        return words["sketch"]
+    return {"lyrics": words["text"]}
 
 
 def _words_record(job: Job, outcome: Outcome) -> WordsRecord:

@@ -24,6 +24,7 @@ import tooltips
 from events import Done, Draft, Event, Failed, InvalidRequest, Problem, Progress, StudioError
 from limits import FORMATS, LIMITS, TEXT_LIMITS
 from params import REQUESTS, options_type, parse_request
+from record import WordsResult, is_song
 
 COMMANDS = {
     "make": "generate",
@@ -267,7 +268,7 @@ def _events_of(job: Any, mode: str) -> Iterator[Event]:
             yield Progress(**value[1]["progress"])
     result = job.result()
     if mode == "lyrics":
-        yield Done((), {"text": result})
+        yield Done((), WordsResult(text=result))
     else:
         files, record = result
         yield Done(tuple(files), record)
@@ -303,7 +304,7 @@ def _kept(done: Done) -> Done:
 
 def deliver(done: Done, given: argparse.Namespace) -> None:
     """Write the files and the record where they were asked for, and print their paths, or the lyrics."""
-    text = done.record.get("text")
+    text = None if is_song(done.record) else done.words.get("text")
     if given.record:
         record = json.dumps(done.record, ensure_ascii=False, indent=1)
         _write(given.record, f"{record}\n")

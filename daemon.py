@@ -33,6 +33,7 @@ from backend import Backend, get_backend
 from events import Done, Failed, Problem, Progress, share_done
 from limits import LIMITS, MAX_SEED, SAMPLE_RATE, STUDIO_VERSION
 from params import parse_request
+from record import SongRecord
 
 log = logging.getLogger("studio")
 
@@ -306,9 +307,9 @@ class Daemon:
                 match event:
                     case Progress():
                         self._progress(track, event)
-                    case Done(copies, record):
-                        served.delete(copies)  # there is no page that would show them
-                        self._complete(track, record, time.monotonic() - began)
+                    case Done():
+                        served.delete(event.files)  # there is no page that would show them
+                        self._complete(track, event.song, time.monotonic() - began)
                     case Failed(problem):
                         self._fail(track, name_of(problem), problem.text())
 
@@ -326,7 +327,7 @@ class Daemon:
             {"track_id": track.id, **facts, "current_step": step, "total_steps": steps},
         )
 
-    def _complete(self, track: Track, record: Mapping[str, Any], seconds: float) -> None:
+    def _complete(self, track: Track, record: SongRecord, seconds: float) -> None:
         track.ended = True
         take = record["takes"][0]
         self._tell(

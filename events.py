@@ -1,4 +1,4 @@
-"""The job that goes to the GPU, its progress and outcome, and problems: plain picklable data."""
+"""What comes back from the GPU, progress and outcome, and problems: plain picklable data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import errno
 import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from record import Ran, WordsResult
+from record import Ran, SongRecord, WordsRecord, WordsResult, is_song
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,22 @@ class Done:
     """The end of a job or a download: `files` has the path of one audio file for each good take, none for words."""
 
     files: tuple[str, ...]
-    record: Any  # a `record.SongRecord` or `WordsRecord`; {} for a download
+    # Of a program's call only the text is known; it is empty for a download.
+    record: SongRecord | WordsRecord | WordsResult
+
+    @property
+    def song(self) -> SongRecord:
+        """The record of a song; raises TypeError if the job was another one."""
+        if not is_song(self.record):
+            raise TypeError("this is not the record of a song")
+        return self.record
+
+    @property
+    def words(self) -> WordsResult:
+        """What a job other than a song made; raises TypeError for a song."""
+        if is_song(self.record):
+            raise TypeError("this is the record of a song")
+        return cast(WordsResult, self.record)
 
 
 @dataclass(frozen=True)
@@ -186,29 +200,6 @@ class Failed:
 
 
 Event = Progress | Draft | Done | Failed
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picklable piece of GPU work. Deleting `folder/running` cancels it, also across processes."""
-
-    request: Any
-    seeds: tuple[int, ...]  # one per take
-    variation_seeds: tuple[int, ...]
-    folder: str
-    # The paths of float WAV files in `folder`, by field ("reference").
-    audio: dict[str, str] = field(default_factory=dict)
-    loras: tuple[Any, ...] = ()  # LoraSpecs in the order they are applied
-    automatic: Any = None  # the `song_length.Automatic` of a song whose length is automatic
-    # The `params.Settings` of a song, for the checkpoint of the machine that makes it.
-    settings: Any = None
-
-    @property
-    def running(self) -> Path:
-        return Path(self.folder, "running")
-
-    def cancelled(self) -> bool:
-        return not self.running.exists()
 
 
 @dataclass(frozen=True)

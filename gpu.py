@@ -35,7 +35,6 @@ from events import (
     NO_THREADS,
     Event,
     Failed,
-    Job,
     Outcome,
     Problem,
     Progress,
@@ -43,7 +42,8 @@ from events import (
     is_out_of_memory,
     is_out_of_threads,
 )
-from params import SongRequest
+from gpu_job import Job, SongJob
+from params import AlignRequest
 
 log = logging.getLogger("studio")
 
@@ -176,7 +176,7 @@ def _by_plan(studio: Studio, job: Job, plan: str, device_seconds: float, *notes:
 
     `device_seconds` were spent on choosing the device, which belongs to loading.
     """
-    for event in _work_of(job)(studio.models, studio.placing, job):
+    for event in _work(studio.models, studio.placing, job):
         if isinstance(event, Outcome):
             event = event.with_facts(
                 device=studio.models.device().kind,
@@ -196,13 +196,13 @@ def _with_loading(outcome: Outcome, more: float) -> Outcome:
     return outcome.with_facts(seconds={**seconds, "loading": loading})
 
 
-def _work_of(job: Job) -> Callable[[models.Models, model_memory.Placing, Job], Work]:
-    """Return the function that does a job of this kind."""
-    if isinstance(job.request, SongRequest):
-        return modes.make
-    if job.request.mode == "align":
-        return song_align.run
-    return writers.run
+def _work(loaded: models.Models, placing: model_memory.Placing, job: Job) -> Work:
+    """Do a job of its kind."""
+    if isinstance(job, SongJob):
+        return modes.make(loaded, placing, job)
+    if isinstance(job.request, AlignRequest):
+        return song_align.run(loaded, placing, job)
+    return writers.run(loaded, placing, job)
 
 
 def _problem_of_job(error: Exception, placing: model_memory.Placing) -> Problem:

@@ -22,7 +22,8 @@ from typing import Any
 import beat
 import bootstrap
 from bootstrap import CHECKPOINTS
-from events import Job, Outcome, Problem, Progress, StudioError
+from events import Outcome, Problem, Progress, StudioError
+from gpu_job import Job
 from gpu_ray_worker import (
     NO_ROOM,
     NO_START,

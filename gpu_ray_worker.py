@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import bootstrap
-from events import Job, Outcome, Problem, StudioError, first_line
+from events import Outcome, Problem, StudioError, first_line
+from gpu_job import Job
 from status import Status
 
 log = logging.getLogger("studio")

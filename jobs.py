@@ -23,7 +23,8 @@ import audio
 import audio_export
 import beat
 import bootstrap
-from events import Event, Job, Progress, StudioError
+from events import Event, Progress, StudioError
+from gpu_job import Job, SongJob
 from limits import MAX_SEED, SAMPLE_RATE, is_folder_name
 from model_weights import Weights
 from models import Models
@@ -41,20 +42,29 @@ def job_for(
     """Yield a job for `request` with seeds and a folder, which is deleted on exit; raises StudioError at shutdown."""
     songs = getattr(request, "songs", 1)
     seeds = _seeds(request.seed, songs)
-    variation_seeds: tuple[int, ...] = ()
-    if isinstance(request, SongRequest):
-        variation_seeds = _seeds(request.options.variation_seed, songs)
     with job_folder(secrets.token_hex(16)) as folder:
         uploads = [name for name in UPLOADS if getattr(request, name, None)]
-        job = Job(
-            request=request,
-            seeds=seeds,
-            variation_seeds=variation_seeds,
-            folder=str(folder),
-            settings=settings,
-            automatic=automatic,
-            audio={name: str(folder / f"{name}.wav") for name in uploads},
-        )
+        audio_files = {name: str(folder / f"{name}.wav") for name in uploads}
+        if isinstance(request, SongRequest):
+            if settings is None:
+                raise ValueError("a song needs its settings")
+            job: Job = SongJob(
+                request=request,
+                seeds=seeds,
+                variation_seeds=_seeds(request.options.variation_seed, songs),
+                folder=str(folder),
+                audio=audio_files,
+                settings=settings,
+                automatic=automatic,
+            )
+        else:
+            job = Job(
+                request=request,
+                seeds=seeds,
+                variation_seeds=(),
+                folder=str(folder),
+                audio=audio_files,
+            )
         job.running.touch()
         if _stopping.is_set():
             raise StudioError(

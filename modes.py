@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -30,7 +30,8 @@ import tooltips
 import writers
 from audio_export import disk_problem
 from audio_levels import match_level, splice
-from events import Job, Outcome, Problem, Progress, StudioError, Take
+from events import Outcome, Problem, Progress, StudioError, Take
+from gpu_job import SongJob
 from limits import (
     INSTRUMENTAL,
     LANGUAGES,
@@ -45,6 +46,7 @@ from lyrics_letters import written_language
 from model_memory import Placing
 from model_weights import NO_MORPH
 from models import Models
+from params import CoverRequest, EditRequest, ExtendRequest, GenerateRequest, SongRequest
 from planner import Plan, Planner
 from record import (
     DetailEntry,
@@ -73,9 +75,10 @@ NOISE_FLATNESS = 0.3
 
 # Maps decoded samples [2, n] and the take's number to the take's samples; raises StudioError.
 Finish = Callable[[np.ndarray, int], np.ndarray]
+Asked = TypeVar("Asked", bound=SongRequest)
 
 
-def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Outcome | None]:
+def make(loaded: Models, placing: Placing, job: SongJob) -> Generator[Progress | Outcome | None]:
     """Plan the song of `job` if requested, apply its LoRAs, and run its mode; yields the `Outcome` last."""
     seconds: dict[str, float] = {}
     request, from_prompt = prompt_facts.completed(job.request)
@@ -124,8 +127,8 @@ def make(loaded: Models, placing: Placing, job: Job) -> Generator[Progress | Out
 
 
 def _in_known_words(
-    loaded: Models, job: Job, plan: Plan | None
-) -> tuple[Job, Plan | None, tuple[str, ...], tuple[str, ...]]:
+    loaded: Models, job: SongJob, plan: Plan | None
+) -> tuple[SongJob, Plan | None, tuple[str, ...], tuple[str, ...]]:
     """Put a song of the built-in engine into words that it knows; for other models nothing changes.
 
     Returns the job, the plan, the details that were chosen for the song, and notes for the visitor.
@@ -156,8 +159,8 @@ def _prompt_notes(from_prompt: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _in_written_language(
-    job: Job, plan: Plan | None
-) -> tuple[Job, Plan | None, tuple[str, ...], tuple[str, ...]]:
+    job: SongJob, plan: Plan | None
+) -> tuple[SongJob, Plan | None, tuple[str, ...], tuple[str, ...]]:
     """Set the language by the script of the lyrics if neither the visitor nor the planner chose one.
 
     Returns the job, the plan, the details that the script decided, and notes for the visitor.
@@ -172,7 +175,7 @@ def _in_written_language(
     return job, plan, ("language",), (tooltips.FROM_SCRIPT.format(language=LANGUAGES[language]),)
 
 
-def _details(job: Job, sources: Mapping[str, str]) -> dict[str, DetailEntry]:
+def _details(job: SongJob, sources: Mapping[str, str]) -> dict[str, DetailEntry]:
     """Return what decided each detail that was left open, by the names of the request's fields."""
     return {
         name: DetailEntry(value=getattr(job.request, name), source=source)
@@ -180,7 +183,7 @@ def _details(job: Job, sources: Mapping[str, str]) -> dict[str, DetailEntry]:
     }
 
 
-def _lora_notes(job: Job) -> tuple[str, ...]:
+def _lora_notes(job: SongJob) -> tuple[str, ...]:
     """Return notes on the job's LoRAs, such as a missing alpha."""
     return tuple(f"LoRA {spec.info.name}: {spec.info.note}" for spec in job.loras if spec.info.note)
 
@@ -220,7 +223,7 @@ NOBODY = Listener()
 
 
 def run(
-    pipe: Any, job: Job, plan: Plan | None = None, listener: Listener = NOBODY
+    pipe: Any, job: SongJob, plan: Plan | None = None, listener: Listener = NOBODY
 ) -> Iterator[Progress | Outcome]:
     """Yield the progress of the song of `job`, then its `Outcome`; `listener` hears how good the takes are.
 
@@ -242,13 +245,13 @@ def run(
 
 
 def _once(
-    pipe: Any, job: Job, plan: Plan | None, listener: Listener
+    pipe: Any, job: SongJob, plan: Plan | None, listener: Listener
 ) -> Iterator[Progress | Outcome]:
     """Make the song of `job`; raises NotFinite if half precision does not hold its numbers."""
     seconds: dict[str, float] = {}
     yield Progress("reading")
     with timed(seconds, "reading"):
-        song = Song(pipe, job, plan)
+        song: Song[Any] = Song(pipe, job, plan)
         yield from song.read()
         prepare = MODES[getattr(song.request, "action", job.request.mode)]
         loop, finish = prepare(song)
@@ -272,7 +275,7 @@ def _once(
     song_compilation.warm_up(pipe.transformer)
 
 
-def generate(song: Song) -> tuple[song_loop.Run, Finish]:
+def generate(song: Song[GenerateRequest]) -> tuple[song_loop.Run, Finish]:
     """Make a song from words; it follows its plan, if it has one, for the share `plan_strength` of the steps."""
     options = song.request.options
     if options.exclude and song.plan is None:
@@ -288,7 +291,7 @@ def generate(song: Song) -> tuple[song_loop.Run, Finish]:
     return song.run_of(condition, switch=switch), _loud
 
 
-def cover(song: Song) -> tuple[song_loop.Run, Finish]:
+def cover(song: Song[CoverRequest]) -> tuple[song_loop.Run, Finish]:
     """Make a new version of the source, which is the context for the share `strength` of the steps.
 
     The context holds the source's audio codes or, with `detail` "sound", its latents unchanged
@@ -327,7 +330,7 @@ def _switch(
     return step, song.text2music()
 
 
-def extend(song: Song) -> tuple[song_loop.Run, Finish]:
+def extend(song: Song[ExtendRequest]) -> tuple[song_loop.Run, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
     before = samples_in(song.request.before)
     end = song.length - samples_in(song.request.after)
@@ -341,7 +344,7 @@ def extend(song: Song) -> tuple[song_loop.Run, Finish]:
     return _replace(song, parts, overlap, overlap, song.settings.steps)
 
 
-def repaint(song: Song) -> tuple[song_loop.Run, Finish]:
+def repaint(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
     """Replace regions of the source; every sample outside them and their crossfades is unchanged."""
     options = song.request.options
     if options.repaint_mode == "conservative":
@@ -380,7 +383,7 @@ def _replace(
     return song.run_of(condition, keep=song_loop.Keep(new, song.clean, steps, blend)), finish
 
 
-def morph(song: Song) -> tuple[song_loop.Run, Finish]:
+def morph(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
     """Move the source from its own description to the new prompt and lyrics (flow edit)."""
     request = song.request
     options = request.options
@@ -397,7 +400,7 @@ def morph(song: Song) -> tuple[song_loop.Run, Finish]:
     return song.run_of(target, start, morph=edit), _whole
 
 
-def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
+def with_tracks(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
     """Layer a track over the source or regions of it, extract a track, or complete the source with tracks.
 
     A layer is returned as a stem, or with `mix` together with the source.
@@ -432,7 +435,7 @@ def with_tracks(song: Song) -> tuple[song_loop.Run, Finish]:
 
 
 # By mode, or by action for an edit.
-MODES = {
+MODES: dict[str, Callable[[Song[Any]], tuple[song_loop.Run, Finish]]] = {
     "generate": generate,
     "cover": cover,
     "extend": extend,
@@ -444,17 +447,16 @@ MODES = {
 }
 
 
-class Song:
+class Song(Generic[Asked]):
     """What every mode needs for one job: pipeline, settings and sizes, and facts for the record."""
 
-    def __init__(self, pipe: Any, job: Job, plan: Plan | None):
+    def __init__(self, pipe: Any, job: SongJob, plan: Plan | None):
         self.pipe = pipe
         self.job = job
         self.plan = plan
-        if plan is None:
-            self.request = job.request
-        else:
-            self.request = job.request.model_copy(update=plan.words())
+        self.request = cast(Asked, job.request)  # of the mode that makes the song
+        if plan is not None:
+            self.request = self.request.model_copy(update=plan.words())
         self.settings = job.settings
         self.notes = [*job.settings.notes]
         self.sigmas = song_loop.schedule(self.settings.steps, self.settings.shift)
@@ -479,12 +481,12 @@ class Song:
             else:
                 self._timbre = yield from song_codec.reference_latents(pipe, samples)
         if "source" not in files:
-            self.duration = request.duration
-            self.length = samples_in(request.duration)
+            self.duration = request.song_seconds(0.0)
+            self.length = samples_in(self.duration)
             self.frames = song_codec.frames_for(pipe, self.duration)
             return
         self.source = audio.read_wav(files["source"])
-        if request.mode == "extend":
+        if isinstance(request, ExtendRequest):
             padding = (samples_in(request.before), samples_in(request.after))
             self.source = np.pad(self.source, ((0, 0), padding))
         latents = yield from song_codec.encode(pipe, self.source, "reading")
@@ -548,11 +550,11 @@ class Song:
             noise = song_loop.vary(noise, other, options.variation)
         return noise
 
-    def regions(self) -> list[tuple[int, int]]:
+    def regions(self: Song[EditRequest]) -> list[tuple[int, int]]:
         """Return the request's regions, (start, end) in samples, or its one start and end (0 is the source's end)."""
         regions = self.request.regions
         if not regions:
-            regions = [(self.request.start, self.request.end)]
+            regions = ((self.request.start, self.request.end),)
         in_samples = []
         for start, end in regions:
             last = samples_in(end) or self.length

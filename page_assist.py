@@ -104,7 +104,7 @@ def _connect_end(form: Form, bar: Assist, fields: Mapping[str, Component]) -> De
     def done(ended: Ended, former: list[dict[str, Any]], *values: Any) -> Updates:
         held = dict(zip(fields, values, strict=True))
         line = bar.idle(theme.line("done", tooltips.ASSIST_DONE))
-        found = filling(form.mode, ended.request.mode, ended.done.record["sketch"], held)
+        found = filling(form.mode, ended.request.mode, ended.done.words["sketch"], held)
         if not found:
             return line
         return {**line, **form.show(found), **bar.undo.keep(former, only(held, found))}

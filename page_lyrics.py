@@ -118,9 +118,9 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
         return form.request(values)
 
     def done(ended: Ended) -> Updates:
-        record = ended.done.record
-        sentence = tooltips.written(record["tokens"], ended.seconds, record["end"])
-        return {**bar.idle(theme.line("done", sentence)), panel.text: record["text"]}
+        words = ended.done.words
+        sentence = tooltips.written(words["tokens"], ended.seconds, words["end"])
+        return {**bar.idle(theme.line("done", sentence)), panel.text: words["text"]}
 
     def remember(text: str, former: list[dict[str, Any]]) -> Updates:
         if not text.strip():

@@ -118,7 +118,7 @@ class ResultPanel:
 
     def show(self, ended: Ended, origin: Origin | None = None) -> Updates:
         """Return the updates that show a finished run, which may be made of a take, its `origin`."""
-        record = ended.done.record
+        record = ended.done.song
         made = [with_file(each, self) for each in takes_of(ended)]
         # Gradio deletes old copies of the files that it knows.
         self.takes.temp_files.update(each.file for each in made)
@@ -135,7 +135,7 @@ class ResultPanel:
         is_shown = plan and (plan["used"] or plan.get("missed"))
         return {
             self.message: theme.messages(record),
-            self.plan: theme.plan(plan) if is_shown else "",
+            self.plan: theme.plan(plan) if plan and is_shown else "",
             self.keep: gr.update(visible=bool(plan and plan["used"])),
             self.kept: "",
             self.takes: {"at": time.time_ns(), "takes": cards, "record": record},
@@ -155,7 +155,7 @@ def _why_best(made: Sequence[Made], place: int) -> str:
 
 def takes_of(ended: Ended) -> list[Made]:
     """Return the takes of a run."""
-    record = ended.done.record
+    record = ended.done.song
     found = []
     for take, file, number in zip(record["takes"], ended.done.files, ended.numbers, strict=True):
         found.append(Made(ended.request, record, take, file, ended.run, number))
@@ -332,7 +332,7 @@ def _shown(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
 
 
 def _timed(bar: RunBar, result: ResultPanel, ended: Ended) -> Updates:
-    record = ended.done.record
+    record = ended.done.words
     if not record["lines"]:
         problem = Problem("unsung", tooltips.NOTHING_SUNG)
         return _not_timed(bar, result, problem, ended.tag.take)
@@ -364,8 +364,8 @@ def _not_timed(bar: RunBar, result: ResultPanel, problem: Problem, take: Made) -
 
 
 def made_line(request: SongRequest, done: Done) -> str:
-    takes = len(done.record["takes"])
-    seconds = sum(done.record["seconds"].values())
+    takes = len(done.song["takes"])
+    seconds = sum(done.song["seconds"].values())
     return theme.line("done", tooltips.done_sentence(takes, request.takes, seconds))
 
 

@@ -22,6 +22,7 @@ from params import (
     with_sketch,
     written_request,
 )
+from record import SongRecord, WordsResult, is_song
 from status import Status
 
 WRITE = "write"
@@ -84,9 +85,9 @@ def written_first(song: GenerateRequest, status: Status) -> WrittenRequest:
     return written_request(parse_request(mode, asked), given)
 
 
-def as_made(request: Request, record: Mapping[str, Any]) -> Request:
+def as_made(request: Request, record: SongRecord | WordsResult) -> Request:
     """Return what was made of a request: with its words, if they were written first."""
-    if not isinstance(request, WrittenRequest):
+    if not isinstance(request, WrittenRequest) or not is_song(record):
         return request
     made = record["request"]
     return with_sketch(request, {name: made[name] for name in _FILLED if name in made})

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, NotRequired, TypedDict, TypeGuard, TypeVar
 
 from limits import STUDIO_VERSION
 
@@ -213,6 +213,17 @@ class WordsRecord(JobRecord, WordsResult):
     """What the page gets of lyrics, ideas, descriptions and timed lyrics."""
 
     seed: int
+
+
+def is_song(record: SongRecord | WordsResult) -> TypeGuard[SongRecord]:
+    return "takes" in record
+
+
+def take_names(record: SongRecord | WordsResult) -> tuple[str, ...]:
+    """Return the names of the files of a run, one for each good take."""
+    if is_song(record):
+        return tuple(take["name"] for take in record["takes"])
+    return ()
 
 
 # --- written --------------------------------------------------------------------------------------

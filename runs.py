@@ -37,6 +37,7 @@ from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from gpu import ON_ZEROGPU, problem_of
 from jobs import UPLOADS
 from params import Request
+from record import take_names
 from runs_queue import FairQueue, starts_in
 
 log = logging.getLogger("studio")
@@ -704,7 +705,7 @@ class Runs:
 def _entry(run: Run) -> runs_journal.Entry:
     songs: tuple[str, ...] = ()
     if isinstance(run.outcome, Done):
-        songs = tuple(runs_journal.takes_of(run.outcome.record))
+        songs = tuple(take_names(run.outcome.record))
     problem = run.problem.facts() if run.problem else None
     state = run.state if run.ended else "waiting"
     return runs_journal.Entry(run.request.mode, runs_journal.PROCESS, state, songs, problem)
@@ -717,7 +718,7 @@ def _facts(run: Run, waiting: Waiting | None) -> RunFacts:
     takes_made = 0
     if isinstance(run.outcome, Done):
         record = run.outcome.record
-        takes_made = len(runs_journal.takes_of(record))
+        takes_made = len(take_names(record))
     return {
         "run": run.id,
         "state": run.state,

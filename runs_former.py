@@ -12,13 +12,14 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import audio_export
 import bootstrap
 import takes
 from events import Done, StudioError
 from params import AUDIO_FIELDS, SongRequest, parse_request
+from record import SongRecord
 from runs import Runs
 
 GONE = "gone"  # a folder that never exists, where the uploads of former songs are said to be
@@ -51,7 +52,8 @@ def song_of(runs: Runs, run_id: str) -> Former | None:
     if request is None:
         return None
     entries = [entry for each in found.values() for entry in each["takes"]]
-    return Former(request, Done(tuple(copies), {**record, "takes": entries}), tuple(found))
+    whole = cast(SongRecord, {**record, "takes": entries})
+    return Former(request, Done(tuple(copies), whole), tuple(found))
 
 
 def copy_of(path: Path) -> str:

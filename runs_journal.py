@@ -13,10 +13,9 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import clock
 
@@ -133,8 +132,3 @@ def _age(path: Path) -> float:
     with contextlib.suppress(OSError):
         return clock.now() - path.stat().st_mtime
     return 0.0
-
-
-def takes_of(record: dict[str, Any]) -> Sequence[str]:
-    """Return the file names in the record of a run, one for each good take."""
-    return tuple(take["name"] for take in record.get("takes", ()))

@@ -17,7 +17,7 @@ import contextlib
 import re
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,12 +26,13 @@ import lora_apply
 import song_codec
 import song_conditions
 import song_loop
-from events import Job, Outcome, Progress, StudioError
+from events import Outcome, Progress, StudioError
+from gpu_job import Job
 from limits import MAX_LYRIC_TOKENS, QUALITY_STEPS, SAMPLE_RATE
 from model_memory import Placing
 from model_weights import Weights, transformer_config
 from models import Models
-from params import SongWords
+from params import AlignRequest, SongWords
 from record import LineEntry, Ran, WordsResult, timed
 from song_conditions import COVER, TEXT2MUSIC, Condition
 from status import TimedLyrics
@@ -72,7 +73,7 @@ def support(weights: Weights) -> TimedLyrics:
 
 def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Outcome]:
     """Time the lines of the finished song of `job`; the outcome's result is a `WordsResult`."""
-    request = job.request
+    request = cast(AlignRequest, job.request)
     seconds: dict[str, float] = {}
     if not models.loaded:
         yield Progress("loading")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from events import Job
+from gpu_job import SongJob
 from limits import TIME_SIGNATURES
 from model_weights import read_json
 
@@ -70,8 +70,8 @@ def _by_word(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
 
 
 def settle(
-    job: Job, known: KnownWords, *, choose: bool = True
-) -> tuple[Job, tuple[str, ...], tuple[str, ...]]:
+    job: SongJob, known: KnownWords, *, choose: bool = True
+) -> tuple[SongJob, tuple[str, ...], tuple[str, ...]]:
     """Return `job` in terms that the checkpoint knows, the names of what was chosen, and notes.
 
     With `choose`, a song generated from words gets a tempo and a key if it has none.

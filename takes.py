@@ -34,7 +34,8 @@ import served
 import song_score
 import tooltips
 from beat import BEAT_SECONDS
-from events import Done, Failed, Job, Outcome, Problem, Progress, StudioError, Take, is_disk_full
+from events import Done, Failed, Outcome, Problem, Progress, StudioError, Take, is_disk_full
+from gpu_job import SongJob
 from limits import LIMITS, SAMPLE_RATE
 from model_weights import task_support
 from params import SongRequest
@@ -49,7 +50,7 @@ HEAVY_LIMITING_DB = 6
 BAD_NAME = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 
 
-def finish(job: Job, outcome: Outcome, output: Path) -> Iterator[Progress | Done | Failed]:
+def finish(job: SongJob, outcome: Outcome, output: Path) -> Iterator[Progress | Done | Failed]:
     """Save the good takes into `output`, several at once; yields `Done` last, or `Failed` if none could be saved.
 
     `Done` has paths of copies that Gradio serves: the output folder itself is never served. Closing
@@ -97,7 +98,7 @@ def takes_at_once(takes: int, seconds: float) -> int:
     return max(min(takes, cores, in_memory), 1)
 
 
-def _record_of(job: Job, outcome: Outcome) -> SongRecord:
+def _record_of(job: SongJob, outcome: Outcome) -> SongRecord:
     return song_record(
         outcome.ran,
         mode=job.request.mode,

@@ -18,7 +18,8 @@ import planner
 import selfcheck
 import song_codec
 import song_conditions
-from events import Draft, Job, Outcome, Progress, StudioError, is_out_of_memory
+from events import Draft, Outcome, Progress, StudioError, is_out_of_memory
+from gpu_job import Job
 from limits import LIMITS
 from model_memory import Placing
 from model_weights import (
@@ -31,7 +32,7 @@ from model_weights import (
     find_songwriter,
 )
 from models import Device, Models, Slot, free_memory
-from params import GenerateRequest, Request
+from params import GenerateRequest, InspireRequest, LyricsRequest, PolishRequest, Request
 from planner import Plan
 from record import PlanEntry, Ran, WordsResult, timed
 
@@ -159,7 +160,7 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
     placing.for_words(slot)
     model = yield from loaded_model(slot.loaded, slot.get, seconds)
     with timed(seconds, "writing"):
-        if request.mode == "lyrics":
+        if isinstance(request, LyricsRequest):
             yield Progress("writing", 0, request.options.max_tokens)
             name = f"The songwriter {model.weights.model_id}"
             hint = f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}."
@@ -172,9 +173,9 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
             result = WordsResult(text=draft.text, end=draft.end, tokens=draft.tokens)
         else:
             yield Progress("writing")
-            if request.mode == "inspire":
+            if isinstance(request, InspireRequest):
                 events = planner.inspire(model, request, seed)
-            elif request.mode == "polish":
+            elif isinstance(request, PolishRequest):
                 events = planner.polish(model, request, seed)
             else:
                 events = planner.describe(model, codes, seed)

@@ -33,7 +33,8 @@ import record
 import song_align
 import song_codec
 import song_conditions
-from events import Job, Outcome, Progress, StudioError
+from events import Outcome, Progress, StudioError
+from gpu_job import SongJob
 from model_hub import INDEX
 from model_memory import GB, SONGWRITER_WORK_BYTES, SPARE_BYTES
 from model_weights import OPTIONAL_PARTS, Weights
@@ -211,7 +212,7 @@ class Ledger:
         settings = settle(request, kind) if isinstance(request, SongRequest) else None
         seeds = (1,) * values.get("takes", 1)
         specs = tuple(lora_of(*each) for each in (loras or {}).items())
-        job = Job(request, seeds, (), "nowhere", {"source": ""}, specs, settings=settings)
+        job = SongJob(request, seeds, (), "nowhere", {"source": ""}, specs, settings=settings)
         work = gpu._with_fallback(self.studio, job)
         with contextlib.closing(work), contextlib.suppress(RuntimeError):
             try:
@@ -255,7 +256,7 @@ class Ledger:
             coding = model_memory.coding_bytes(song) + SPARE_BYTES if song else 0
             return loop, coding, model_memory.planner_bytes(song)
 
-        def song(pipe: Pipe, job: Job, plan: Any, *_: Any) -> Iterator[Any]:
+        def song(pipe: Pipe, job: SongJob, plan: Any, *_: Any) -> Iterator[Any]:
             loop, coding, _ = bytes_of()
             if hasattr(job.request, "source"):
                 pipe.vae(coding)

@@ -28,7 +28,8 @@ import bootstrap
 import models
 import modes
 import song_codec
-from events import Job, Progress
+from events import Progress
+from gpu_job import SongJob
 from limits import SAMPLE_RATE
 from model_weights import BUILT_IN, MODEL_VARIABLE, Weights
 from params import parse_request, settle
@@ -132,7 +133,7 @@ class Engine:
                 sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
                 audio_export.write_wav(sounds["source"], source)
             request = parse_request(mode, words)
-            job = Job(
+            job = SongJob(
                 request, (score.seed,), (0,), folder, sounds, settings=settle(request, "preview")
             )
             job.running.touch()

@@ -25,7 +25,8 @@ import model_memory
 import model_offload
 import models
 import modes
-from events import Done, Failed, Job, Progress
+from events import Done, Failed, Progress
+from gpu_job import SongJob
 from params import parse_request, settle
 from tests.card import KIND
 from tests.engine.songs import samples_of, wait_for_turn
@@ -47,7 +48,7 @@ def song(pipe, folder, mode="generate", **values):
         mode, {"prompt": "calm piano", **length, **files, "options": {"steps": 2}, **values}
     )
     *_, outcome = modes.run(
-        pipe, Job(request, (7,), (8,), str(folder), files, settings=settle(request, "sft"))
+        pipe, SongJob(request, (7,), (8,), str(folder), files, settings=settle(request, "sft"))
     )
     (take,) = outcome.takes
     assert take.problem is None, take.problem

@@ -10,7 +10,7 @@ import models
 import modes
 import song_codec
 import song_vae
-from events import Job
+from gpu_job import SongJob
 from params import parse_request, settle
 from tests.card import KIND, OnCard
 from tests.engine.songs import result_of
@@ -20,7 +20,7 @@ from tests.weights import CPU, weights_in
 def job(folder, steps):
     values = {"prompt": "calm piano", "duration": 10, "options": {"steps": steps}}
     request = parse_request("generate", values)
-    return Job(request, (7,), (8,), str(folder), {}, settings=settle(request, "sft"))
+    return SongJob(request, (7,), (8,), str(folder), {}, settings=settle(request, "sft"))
 
 
 @pytest.fixture

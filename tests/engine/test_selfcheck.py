@@ -22,7 +22,8 @@ import selfcheck
 import song_attention
 import song_vae
 from audio import read_wav
-from events import Job, Progress
+from events import Progress
+from gpu_job import SongJob
 from model_weights import Weights
 from params import parse_request, settle
 from tests.weights import CPU, PLANNER, weights_in
@@ -69,7 +70,7 @@ def song(pipe, folder) -> np.ndarray | None:
     request = parse_request(
         "generate", {"prompt": "calm piano", "duration": SECONDS, "options": {"steps": 2}}
     )
-    job = Job(request, (7,), (8,), str(folder), settings=settle(request, "sft"))
+    job = SongJob(request, (7,), (8,), str(folder), settings=settle(request, "sft"))
     *_, outcome = modes.run(pipe, job)
     (take,) = outcome.takes
     if take.problem:

@@ -13,7 +13,8 @@ import modes
 import selfcheck
 import song_half
 import tooltips
-from events import Job, Outcome, Progress
+from events import Outcome, Progress
+from gpu_job import SongJob
 from model_memory import Placing
 from params import parse_request, settle
 from tests.weights import CPU, weights_in
@@ -174,7 +175,7 @@ def test_a_song_that_is_not_finite_in_half_precision_is_made_once_more_in_float3
     options = {"steps": 3, "plan": False, "score": []}
     words = {"prompt": "calm piano", "duration": 10, "options": options}
     request = parse_request("generate", words)
-    job = Job(request, (7,), (8,), str(tmp_path), settings=settle(request, "sft"))
+    job = SongJob(request, (7,), (8,), str(tmp_path), settings=settle(request, "sft"))
 
     def made() -> tuple[Outcome, list[Progress], bytes]:
         *progress, outcome = modes.make(loaded, Placing(loaded), job)

@@ -14,7 +14,8 @@ import backend
 import gpu_ray
 import gpu_ray_worker
 import tooltips
-from events import Job, Progress, StudioError
+from events import Progress, StudioError
+from gpu_job import Job
 from status import UNKNOWN, SongModelStatus, WorkerStatus
 from tests.program import free_port, python
 

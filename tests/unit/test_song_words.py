@@ -8,7 +8,7 @@ import pytest
 
 import model_weights
 import song_words
-from events import Job
+from gpu_job import Job
 from limits import KEYS, LIMITS, TIME_SIGNATURES
 from params import parse_request
 
