@@ -26,7 +26,7 @@ import gpu
 import limits
 import tooltips
 from backend import Backend, check
-from events import Done, Draft, InvalidRequest, Problem, Progress, StudioError
+from events import Done, Draft, InvalidRequest, Problem, Progress, StudioError, UnknownName
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
 from model_weights import CHECKPOINTS
 from params import ACTION_OPTIONS, REQUESTS, Request, options_type, parse_request
@@ -499,8 +499,7 @@ def sentence(problem: Problem) -> str:
     """Return the problem's text, with the field in front if it is inside a parameter, such as `options.steps`."""
     field = problem.field
     text = problem.text()
-    # The sentence about an unknown name quotes it already, cut and cleaned.
-    if "." in field and shown(field) not in text:
+    if "." in field and not isinstance(problem, UnknownName):
         return f"{field}: {text}"
     return text
 

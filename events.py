@@ -27,6 +27,10 @@ class Problem:
         return {"code": self.code, "message": self.message, "hint": self.hint}
 
 
+class UnknownName(Problem):
+    """A name that is no field; the message quotes it."""
+
+
 class StudioError(Exception):
     """Carries a `Problem` to the place that turns it into a value."""
 

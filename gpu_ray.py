@@ -267,7 +267,7 @@ class Pool:
         if problem != self.problem:
             log.warning("Ray: %s", problem.text())
         self.problem = problem
-        if not self._ray or problem != UNREACHABLE:
+        if not self._ray or problem.code != UNREACHABLE.code:
             return
         with self._news:
             lost = self._slots

@@ -289,7 +289,7 @@ def connect_end(
             return failed(error.problem, made.tag, *values)
 
     def _stopped(problem: Problem) -> str:
-        return cancelled if problem == CANCELLED else problem.text()
+        return cancelled if problem.code == CANCELLED.code else problem.text()
 
     bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
     # Only the browser knows how many runs of a bar are under way.

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 import audio
 import limits
 import lyrics_tags
-from events import InvalidRequest, Problem
+from events import InvalidRequest, Problem, UnknownName
 from limits import (
     INSTRUMENTAL,
     LIMITS,
@@ -493,6 +493,7 @@ def _problem(mode: str, item: ErrorDetails) -> Problem:
         sentence = f"Options must be an object, not {shown(item['input'])}."
     elif item["type"] == "extra_forbidden":
         sentence = _unknown(REQUESTS[mode], name, is_option=len(item["loc"]) > 1)
+        return UnknownName("invalid", sentence, name)
     else:
         sentence = context.get("sentence") or f"{name} is not valid: {item['msg']}."
     return Problem("invalid", sentence, name)

@@ -65,7 +65,7 @@ CUT_OFF = Problem(
     "cut_off", "This run was cut off when the studio restarted.", hint="Make it again."
 )
 LEFT = Problem(
-    "cancelled",
+    "left",
     "The visitor left before a GPU was free, so nothing was made.",
     hint="Make it again.",
 )
@@ -661,7 +661,8 @@ class Runs:
         run.state = _STATES_AT_THE_END[type(end)]
         if isinstance(end, Done):
             self._learn_pace(run)
-        if end != Cancelled(STOPPING):
+        is_cut_off = isinstance(end, Cancelled) and end.problem.code == STOPPING.code
+        if not is_cut_off:
             self._journal.write(run.id, _entry(run))
         del self._known[run.id]
         self._ended[run.id] = run
