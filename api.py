@@ -26,6 +26,7 @@ import gpu
 import limits
 import tooltips
 from backend import Backend, check
+from beat import QUIET
 from events import Done, Draft, InvalidRequest, Problem, Progress, StudioError, UnknownName
 from limits import LIMITS, MAX_SOURCE_SECONDS, TEXT_LIMITS, shown
 from model_weights import CHECKPOINTS
@@ -384,10 +385,10 @@ async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
         async with contextlib.aclosing(runs.follow(run)) as news:
             async for numbered in news:
                 # Yielded without news too: Gradio closes a handler only between two values.
-                if numbered:
-                    yield answer.after(numbered[1])
-                else:
+                if numbered is QUIET:
                     yield answer.latest
+                else:
+                    yield answer.after(numbered[1])
     finally:
         runs.cancel(run.id)
 

@@ -81,7 +81,7 @@ async def whole_body(scope: Scope, receive: Receive, most: int, too_long: str) -
 
 async def _receive_soon(receive: Receive) -> Message:
     try:
-        async with asyncio.timeout(api_uploads.SILENT_SECONDS):
+        async with asyncio.timeout(api_uploads.STALLED_SECONDS):
             return await receive()
     except TimeoutError:
         raise HTTPException(408, TOO_SLOW) from None

@@ -34,7 +34,7 @@ from events import StudioError
 from runs import Run
 
 MOST_BYTES = 96 * 1024**2  # a song in base64
-HEARTBEAT_SECONDS = 2.0
+DOT_SECONDS = 2.0  # between two dots, the words of a song that is being made
 # A text of at least so many lines, which on average have fewer characters than this, counts as lyrics.
 LYRIC_LINES = 4
 LYRIC_CHARACTERS = 60
@@ -242,9 +242,9 @@ class Answer:
         try:
             yield self._piece({"role": "assistant", "content": ""})
             latest_piece_at = time.monotonic()
-            async with aclosing(runs.follow(self.run, beat=HEARTBEAT_SECONDS)) as news:
+            async with aclosing(runs.follow(self.run, patience=DOT_SECONDS)) as news:
                 async for _ in news:
-                    if time.monotonic() - latest_piece_at >= HEARTBEAT_SECONDS:
+                    if time.monotonic() - latest_piece_at >= DOT_SECONDS:
                         latest_piece_at = time.monotonic()
                         yield self._piece({"content": "."})
             if self.run.problem:

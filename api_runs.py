@@ -21,6 +21,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import audio
+import beat
 import takes
 import theme
 import tooltips
@@ -31,7 +32,6 @@ from record import take_names
 from runs import NO_TAKE, Cancelled, Run, RunEvent, Runs, Waiting, address_of, addresses
 
 MOST_IDS = 20  # in one call
-HEARTBEAT_SECONDS = 15.0  # between two lines of an event stream without events
 VISITOR_HEADER = "x-ip-token"  # names the visitor on whose quota ZeroGPU lends a card
 MOST_TITLE = 200  # letters of a title in a file's tags
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
@@ -193,10 +193,10 @@ async def events(request: Request) -> Response:
 async def _events(
     runs: Runs, run: Run, after: int, also: Sequence[str] = ()
 ) -> AsyncGenerator[str]:
-    async for news in runs.follow(run, after, HEARTBEAT_SECONDS):
+    async for news in runs.follow(run, after, beat.STREAM_SECONDS):
         for run_id in also:
             runs.note_visitor(run_id, hidden=True)
-        if news is None:
+        if news is beat.QUIET:
             yield ": still here\n\n"
         else:
             number, event = news

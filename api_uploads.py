@@ -32,6 +32,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope
 
 import audio
+import beat
 import bootstrap
 import served
 from limits import MOST_NAME_LETTERS
@@ -43,13 +44,12 @@ FIELD = "files"
 PIECE_BYTES = 2**20  # written at a time
 MOST_AT_ONCE = 32
 # A body may arrive slowly, but it has to keep arriving.
-SILENT_SECONDS = 30.0
+STALLED_SECONDS = 30.0
 GRACE_SECONDS = 60.0
 LEAST_BYTES_A_SECOND = 1_000
 MOST_KNOWN = 500  # uploads whose progress is remembered
 ASK_SECONDS = 0.1  # between two looks at the progress of an upload
 UNKNOWN_SECONDS = 3.0  # until an upload that has not begun counts as unknown
-HEARTBEAT_SECONDS = 15.0
 
 ONE_FILE = (
     "Send multipart/form-data with exactly one file, named and in the field files, in a request."
@@ -193,7 +193,7 @@ async def _news(arrival: Arrival) -> AsyncIterator[str]:
             arrival.unread = 0
             silent_since = time.monotonic()
             yield _sse(news)
-        elif time.monotonic() - silent_since > HEARTBEAT_SECONDS:
+        elif time.monotonic() - silent_since > beat.STREAM_SECONDS:
             silent_since = time.monotonic()
             yield _sse({"msg": "heartbeat"})
         if done:
@@ -224,7 +224,7 @@ async def _fill(incoming: Incoming, scope: Scope, receive: Receive) -> None:
     stream = Request(scope, receive).stream()
     try:
         while True:
-            async with asyncio.timeout(SILENT_SECONDS):
+            async with asyncio.timeout(STALLED_SECONDS):
                 chunk = await anext(stream, None)
             if chunk is None:
                 break

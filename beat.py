@@ -2,7 +2,7 @@
 
 Work is a generator of events. It may also yield None, which is not an event but marks a point where
 it can be stopped. `in_thread` reads it in a thread of its own; its reader gets `QUIET` after each
-beat without an event, and never None.
+beat without an event, and never None. Who follows a run (`runs.Runs.follow`) gets `QUIET` too.
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
-# The longest time between two events.
+# The longest time between two events of a job.
 BEAT_SECONDS = 0.4
 # A worker in another process that has been silent for this long counts as dead. It beats while it
 # loads too, but a busy machine may delay it.
 SILENT_SECONDS = 60.0
 
-QUIET: Final = object()
+# Between two lines of an event stream that has no events: proxies close a connection that is silent
+# for longer.
+STREAM_SECONDS = 15.0
+
+
+class Quiet(Enum):
+    QUIET = "quiet"
+
+
+QUIET: Final = Quiet.QUIET
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,12 @@ from status import Status
 Updates = dict[Any, Any]  # what a handler returns: new values or gr.update, by component
 # At each message of a run, Gradio searches every component that ever showed its progress, so none
 # may show any.
-QUIET: dict[str, Any] = {
+UNSEEN: dict[str, Any] = {
     "show_progress": "hidden",
     "show_progress_on": [],
     "api_visibility": "private",
 }
-AT_ONCE: dict[str, Any] = {"queue": False, **QUIET}  # short work that must not wait behind songs
+AT_ONCE: dict[str, Any] = {"queue": False, **UNSEEN}  # short work that must not wait behind songs
 MOST_UNDONE = 20
 TIMES = ("duration", "before", "after", "start", "end")  # boxes that also take minutes and seconds
 _GROUPED = re.compile(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)

@@ -21,7 +21,7 @@ from events import InvalidRequest, Problem
 from limits import preset
 from page_assist import Assist
 from page_fields import SongTab
-from page_form import AT_ONCE, QUIET, Field, Form, Undo, Updates, html, updates_of, without
+from page_form import AT_ONCE, UNSEEN, Field, Form, Undo, Updates, html, updates_of, without
 from page_run import tab_run_bar
 from page_takes import Made, ResultPanel
 from params import GenerateRequest, Request
@@ -107,7 +107,7 @@ def generate_tab(studio: Backend) -> SongTab:
     # Not with the settings' own event: files are not kept.
     reference = form.fields["reference"]
     keep = '(reference) => void studio.kept("generate", { reference })'
-    reference.change(None, reference, js=keep, **QUIET)
+    reference.change(None, reference, js=keep, **UNSEEN)
     _connect_keep(form, advanced, result)
     return page_fields.connect_song_tab(form, bar, assist, result)
 

@@ -16,7 +16,7 @@ from backend import Backend
 from events import Problem
 from limits import LANGUAGES, STRUCTURES
 from page_fields import Examples, swapped
-from page_form import AT_ONCE, QUIET, Form, Undo, Updates, html
+from page_form import AT_ONCE, UNSEEN, Form, Undo, Updates, html
 from page_run import Ended, RunBar, connect_again, connect_end, connect_run, tab_run_bar
 from params import Request
 from status import Status
@@ -145,5 +145,5 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
         event(advise, [panel.text, language], panel.advice, **AT_ONCE)
     # Gradio does not call a paste into an empty box an input, so the browser itself enables the
     # buttons.
-    panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **QUIET)
+    panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **UNSEEN)
     return run

@@ -29,7 +29,7 @@ import tooltips
 from backend import Backend
 from events import Done, Event, Failed, Problem, Progress, StudioError
 from limits import MOST_WAITING_OF_A_PAGE
-from page_form import AT_ONCE, QUIET, Form, Updates, html, updates_of
+from page_form import AT_ONCE, UNSEEN, Form, Updates, html, updates_of
 from params import AUDIO_FIELDS, Request
 from runs import CANCELLED, CUT_OFF, NO_RUN, NO_TAKE, Cancelled, Runs, runs_of
 
@@ -212,7 +212,7 @@ def connect_run(
         validator=check,
         concurrency_limit=None,
         trigger_mode="once",  # a double click is one song
-        **QUIET,
+        **UNSEEN,
     )
     # Gradio itself may refuse a call, or lose it.
     started.failure(lambda: theme.line("stopped", tooltips.STOPPED), outputs=bar.line, **AT_ONCE)
@@ -297,7 +297,7 @@ def connect_end(
     shown_in = list(dict.fromkeys([*bar.outputs, *outputs]))
     # In Gradio's queue, because only queued events can show a toast.
     return bar.runs.submit(
-        fetch, list(inputs), shown_in, concurrency_limit=None, trigger_mode="multiple", **QUIET
+        fetch, list(inputs), shown_in, concurrency_limit=None, trigger_mode="multiple", **UNSEEN
     )
 
 
@@ -383,9 +383,9 @@ def connect_download(
         return bar.idle(theme.line("stopped", sentence))
 
     run = bar.go.click(
-        make, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **QUIET
+        make, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **UNSEEN
     )
-    bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **QUIET)
+    bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **UNSEEN)
     # Gradio calls this for errors and for cancelled runs, but not for a run that reached its end.
     run.failure(stopped, bar.cancelled, bar.outputs, **AT_ONCE)
     return run

@@ -33,7 +33,7 @@ import tooltips
 from backend import Backend
 from events import Done, Problem, StudioError
 from limits import INSTRUMENTAL, MORE_LIKE_THIS
-from page_form import AT_ONCE, QUIET, Form, Undo, Updates, html
+from page_form import AT_ONCE, UNSEEN, Form, Undo, Updates, html
 from page_run import (
     WITH_OWNER,
     Ended,
@@ -413,7 +413,7 @@ def connect_takes(form: Form, bar: RunBar, result: ResultPanel, undo: Undo) -> N
         [*bar.outputs, result.message, result.takes],
         js=WITH_OWNER,
         concurrency_limit=None,
-        **QUIET,
+        **UNSEEN,
     )
 
 

@@ -33,6 +33,7 @@ import runs_journal
 import served
 import takes
 from backend import SONGS_AT_ONCE, Backend, seconds_of
+from beat import QUIET, Quiet
 from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
 from gpu import ON_ZEROGPU, problem_of
 from jobs import UPLOADS
@@ -441,9 +442,12 @@ class Runs:
                 self.note_visitor(run.id)
 
     async def follow(
-        self, run: Run, after: int = 0, beat: float = 1.0
-    ) -> AsyncGenerator[tuple[int, RunEvent] | None]:
-        """Yield the numbered events of `run` after `after` until it ends, and None after `beat` seconds of silence."""
+        self, run: Run, after: int = 0, patience: float = 1.0
+    ) -> AsyncGenerator[tuple[int, RunEvent] | Quiet]:
+        """Yield the numbered events of `run` after `after` until it ends.
+
+        After `patience` seconds without one, yield `QUIET`.
+        """
         loop = asyncio.get_running_loop()
         news = asyncio.Event()
 
@@ -465,10 +469,10 @@ class Runs:
                 # Not `asyncio.wait_for`: before Python 3.12 a cancellation that comes with the news
                 # gets lost in it, and Gradio's cancel waits for the end of the song.
                 try:
-                    async with asyncio.timeout(beat):
+                    async with asyncio.timeout(patience):
                         await news.wait()
                 except TimeoutError:
-                    yield None
+                    yield QUIET
 
     def wait(self, run: Run, after: int, seconds: float) -> list[tuple[int, RunEvent]]:
         """Return the events after the one with the number `after`; waits up to `seconds` for the first."""

@@ -56,7 +56,7 @@ def test_large_bodies_that_wait_for_their_ends_are_bounded_together(
 
 
 def test_a_body_that_stops_arriving_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(api_uploads, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(api_uploads, "STALLED_SECONDS", 0.2)
     with half_sent(server, 100_000) as line:
         assert line.recv(100).startswith(b"HTTP/1.1 408")
 

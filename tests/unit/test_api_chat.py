@@ -66,7 +66,7 @@ def test_a_stream_ends_with_the_sound_and_done(api):
 
 
 def test_a_stream_says_that_it_is_still_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(api_chat, "HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr(api_chat, "DOT_SECONDS", 0.001)
     told = threading.Event()
 
     def slow(request):

@@ -152,7 +152,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(server, before):
 
 
 def test_an_upload_that_is_too_slow_is_given_up(server, before, monkeypatch):
-    monkeypatch.setattr(api_uploads, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(api_uploads, "STALLED_SECONDS", 0.2)
     with begun(server, 99_000_000) as line:
         assert line.recv(100).startswith(b"HTTP/1.1 408")
     assert stored() == before

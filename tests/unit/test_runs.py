@@ -20,6 +20,7 @@ import pytest
 from gradio.context import LocalContext
 
 import api_runs
+import beat
 import limits
 import runs
 import runs_journal
@@ -148,8 +149,8 @@ def test_a_listener_hears_every_number_once_until_the_end(all_runs, studio):
 
     async def listen(after):
         heard = []
-        async for news in all_runs.follow(run, after, beat=BEAT):
-            if news:
+        async for news in all_runs.follow(run, after, patience=BEAT):
+            if news is not beat.QUIET:
                 heard.append(news)
                 studio.finish("song")
         return heard
@@ -168,7 +169,7 @@ def test_a_cancellation_that_comes_with_news_is_not_lost(all_runs, studio, turns
     run = all_runs.start(request(), "me")
 
     async def listen():
-        async for _news in all_runs.follow(run, beat=60):
+        async for _news in all_runs.follow(run, patience=60):
             pass
 
     async def cancelled():
