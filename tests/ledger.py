@@ -34,7 +34,7 @@ import song_align
 import song_codec
 import song_conditions
 from events import Outcome, Progress, StudioError
-from gpu_job import SongJob
+from gpu_job import Job, SongJob
 from model_hub import INDEX
 from model_memory import GB, SONGWRITER_WORK_BYTES, SPARE_BYTES
 from model_weights import OPTIONAL_PARTS, Weights
@@ -209,10 +209,11 @@ class Ledger:
         self.fault = fault
         request = parse_request(mode, {**WORDS[mode], **values})
         kind = model_of(request) or "sft"
-        settings = settle(request, kind) if isinstance(request, SongRequest) else None
         seeds = (1,) * values.get("takes", 1)
         specs = tuple(lora_of(*each) for each in (loras or {}).items())
-        job = SongJob(request, seeds, (), "nowhere", {"source": ""}, specs, settings=settings)
+        job = Job(request, seeds, (), "nowhere", {"source": ""}, specs)
+        if isinstance(request, SongRequest):
+            job = SongJob(**vars(job) | {"settings": settle(request, kind)})
         work = gpu._with_fallback(self.studio, job)
         with contextlib.closing(work), contextlib.suppress(RuntimeError):
             try:

@@ -12,7 +12,7 @@ import soundfile as sf
 import audio
 import audio_export
 import jobs
-from params import parse_request
+from params import parse_request, settle
 from tests.files import write_song
 from tests.unit.sounds import (
     BAD_FILES,
@@ -340,7 +340,7 @@ def test_the_decoding_of_an_upload_beats_and_can_be_stopped(monkeypatch):
 
     monkeypatch.setattr(audio, "decode", decode)
     request = parse_request("cover", {"prompt": "x", "source": "/uploads/a.wav"})
-    with jobs.job_for(request) as job:
+    with jobs.job_for(request, settle(request, "sft")) as job:
         events = jobs.decode_upload(job, "source")
         assert next(events).stage == "preparing" and begun.is_set()
         events.close()

@@ -13,7 +13,7 @@ import pytest
 import bootstrap
 import jobs
 import takes
-from params import parse_request
+from params import parse_request, settle
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def temporary(monkeypatch):
 
 
 def job():
-    return jobs.job_for(parse_request("generate", {"prompt": "calm piano"}))
+    request = parse_request("generate", {"prompt": "calm piano"})
+    return jobs.job_for(request, settle(request, "sft"))
 
 
 def mode(path) -> int:

@@ -23,7 +23,7 @@ from events import Done, StudioError
 from limits import MORE_LIKE_THIS, SAMPLE_RATE
 from page_run import Ended
 from page_takes import Made
-from params import parse_request
+from params import parse_request, settle
 from status import UNKNOWN
 from tests.files import tag_file, write_song
 
@@ -97,7 +97,7 @@ def test_only_what_sings_all_of_its_lyrics_can_be_timed():
 def test_an_upload_that_is_gone_is_named(tmp_path: Path):
     request = page_takes.more(made("cover", source=str(tmp_path / "gone.wav")))
     with (
-        jobs.job_for(request) as job,
+        jobs.job_for(request, settle(request, "sft")) as job,
         pytest.raises(StudioError, match="The source: The file was not found"),
     ):
         list(jobs.decode_upload(job, "source"))

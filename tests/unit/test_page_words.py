@@ -62,9 +62,10 @@ def test_a_song_whose_words_are_written_first_keeps_what_was_given():
     asked = page_words.written_first(song, studio(planner=PLANNER))
     assert asked.words.idea == "pop about my cat"
     sketch = {"prompt": "pop, bright", "lyrics": "[Verse]\nla", "bpm": 120, "key": "C major"}
-    made = page_words.as_made(asked, {"request": {**sketch, "options": {}, "takes": 4}})
+    record: Any = {"request": {**sketch, "options": {}, "takes": 4}, "takes": []}
+    made = page_words.as_made(asked, record)
     assert (made.prompt, made.bpm, made.key, made.takes) == ("pop, bright", 90, "C major", 2)
-    assert page_words.as_made(song, {"request": sketch}) is song
+    assert page_words.as_made(song, record) is song
 
 
 def test_a_brief_that_the_songwriter_does_not_read_is_refused():
