@@ -28,6 +28,8 @@ ONE_TRACK = ("layer", "extract")  # their one "track" is sent as the request's "
 
 
 class EditForm(Form):
+    wanted: gr.State  # the region that the next source begins with, or None
+
     def read(self, values: Iterable[Any]) -> dict[str, Any]:
         read = super().read(values)
         if read["action"] in ONE_TRACK:
@@ -103,6 +105,7 @@ def edit_tab(studio: Backend) -> SongTab:
         with page_fields.columns(form):
             with page_fields.essentials():
                 offer = page_fields.add_source(form, tab)
+                form.wanted = gr.State(None)
                 selector = page_widgets.region_selector("edit-region")
                 _add_actions(form)
                 with gr.Column(elem_classes=["morph-only"]):
@@ -139,6 +142,7 @@ def edit_tab(studio: Backend) -> SongTab:
         end=fields["end"],
         bpm=fields["bpm"],
         more=fields["regions"],
+        wanted=form.wanted,
     )
     form.follow(plan, MORPH_NUMBERS, say_plan)
     model = fields["options.model"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,15 +11,17 @@ import gradio as gr
 import page_form
 import theme
 import tooltips
+from audio import AudioError
 from backend import Backend
 from events import StudioError
 from page_cover import cover_tab, extend_tab
-from page_edit import edit_tab
+from page_edit import EditForm, edit_tab
 from page_fields import SongTab
 from page_form import AT_ONCE, Form, Updates
 from page_generate import generate_tab
 from page_lyrics import LyricsTab, lyrics_tab
-from page_takes import ResultPanel, take_of
+from page_takes import Made, ResultPanel, cut_at, take_of
+from page_widgets import WantedRegion
 
 TO_TOP = "() => document.querySelector('#studio-tabs').scrollIntoView()"
 
@@ -40,6 +43,8 @@ def build_tabs(studio: Backend) -> list[SongTab | LyricsTab]:
 
 def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) -> None:
     """Make a take's buttons use it as the source in another tab, with its words and musical facts."""
+    edit = forms["edit"]
+    assert isinstance(edit, EditForm)
 
     def hand_over(pressed: gr.EventData) -> Updates:
         form = forms.get(pressed.use)
@@ -47,19 +52,40 @@ def connect_uses(result: ResultPanel, forms: Mapping[str, Form], tabs: gr.Tabs) 
             return {tabs: gr.skip()}
         try:
             take = take_of(pressed, result)
-        except StudioError as error:
-            return {result.message: theme.notice("", error.problem.text())}
+            source = _source_of(pressed, take, result)
+        except (StudioError, AudioError) as error:
+            return {result.message: theme.notice("", str(error))}
         filled = form.show(page_form.words_for(form.mode, take.record))
-        filled[form.fields["source"]] = take.file
+        filled[form.fields["source"]] = source
+        region = _region_of(pressed, source)
+        if region and form is edit:
+            part = {"action": "repaint", "start": region.start, "end": region.end, "regions": ()}
+            filled |= {**form.show(part), edit.wanted: region}
         return {**filled, tabs: gr.Tabs(selected=form.mode)}
 
-    names = (*page_form.SONG, "source", "source_prompt", "source_lyrics", "action")
+    song = (*page_form.SONG, "source", "source_prompt", "source_lyrics")
+    names = (*song, "action", "start", "end", "regions")
     fields: list[Any] = []
     for mode in tooltips.USE_IN:
         fields += forms[mode].components(names).values()
-    outputs = [tabs, *fields, result.message]
+    outputs = [tabs, *fields, edit.wanted, result.message]
     opened = result.takes.select(hand_over, None, outputs, **AT_ONCE)
     opened.then(None, js=TO_TOP, **AT_ONCE)
+
+
+def _source_of(pressed: gr.EventData, take: Made, result: ResultPanel) -> str:
+    """Return the file of the take, or of what of it comes before the moment that was chosen."""
+    until = getattr(pressed, "until", None)
+    if isinstance(until, int | float) and 0 < until < take.take["duration"]:
+        return cut_at(take, until, result)
+    return take.file
+
+
+def _region_of(pressed: gr.EventData, source: str) -> WantedRegion | None:
+    match getattr(pressed, "region", None):
+        case [int() | float() as start, int() | float() as end]:
+            return WantedRegion(Path(source).name, start, end)
+    return None
 
 
 def connect_lyrics(lyrics: LyricsTab, generate: SongTab, tabs: gr.Tabs) -> None:

@@ -18,6 +18,7 @@ from gradio import processing_utils
 from gradio import utils as gradio_utils
 from gradio.events import Dependency
 
+import audio
 import audio_export
 import audio_waveform
 import page_form
@@ -32,7 +33,7 @@ import theme
 import tooltips
 from backend import Backend
 from events import Done, Problem, StudioError
-from limits import INSTRUMENTAL, MORE_LIKE_THIS
+from limits import INSTRUMENTAL, MORE_LIKE_THIS, SAMPLE_RATE, samples_in
 from page_form import AT_ONCE, UNSEEN, Form, Undo, Updates, html
 from page_run import (
     WITH_OWNER,
@@ -48,6 +49,8 @@ from params import AlignRequest, EditRequest, ExtendRequest, Request, SongReques
 from record import LineEntry, Stored
 from runs import address, runs_of
 
+# In the record of a take that was cut off at a moment: the hash of the whole one.
+CUT_FROM = "cut_from"
 # What becomes a child of the take that it was made from.
 CHILDREN = ("more", "finish")
 
@@ -170,7 +173,6 @@ def card(made: Made, can_time: bool, origin: Origin | None = None) -> dict[str, 
     """
     song = made.song()
     peaks = audio_waveform.peaks(made.file)["peaks"]
-    source = (made.record.get("audio") or {}).get("source") or {}
     return {
         "id": made.id,
         "run": made.run,
@@ -180,10 +182,11 @@ def card(made: Made, can_time: bool, origin: Origin | None = None) -> dict[str, 
         "title": _title(made),
         "label": origin.label if origin else derived(made.request),
         "parent": origin.take.id if origin else "",
-        "made_from": source.get("sha256", ""),
+        "made_from": _made_from(made),
         "sha256": made.take.get("sha256", ""),
         "changed": changed_parts(made.request, made.take["duration"]),
         "facts": tooltips.song_facts(song["bpm"], song["key"]),
+        "bar": _bar_seconds(song["bpm"], song["time_signature"]),
         "levels": tooltips.take_levels(made.take),
         "warnings": made.take["warnings"],
         "score": made.take.get("score"),
@@ -199,6 +202,17 @@ def card(made: Made, can_time: bool, origin: Origin | None = None) -> dict[str, 
         "is_draft": _is_draft(made),
         "settings": _settings(made),
     }
+
+
+def _made_from(made: Made) -> str:
+    """Return the hash of the take that was the source, whole or up to a moment; "" without a source."""
+    source = (made.record.get("audio") or {}).get("source") or {}
+    path = getattr(made.request, "source", "")
+    if path and Path(path).is_file():
+        cut = (audio_export.read_record(path) or {}).get(CUT_FROM, "")
+        if isinstance(cut, str) and cut:
+            return cut
+    return source.get("sha256", "")
 
 
 def derived(request: SongRequest) -> str:
@@ -231,6 +245,13 @@ def changed_parts(request: SongRequest, seconds: float) -> list[list[float]]:
     if request.start or request.end:
         return [[request.start, request.end or seconds]]
     return []
+
+
+def _bar_seconds(bpm: int | None, time_signature: str) -> float:
+    """Return the length of a bar, 0 if the tempo is unknown; a song without a metre has four beats."""
+    if not bpm:
+        return 0.0
+    return 60 / bpm * int(time_signature or 4)
 
 
 def _is_draft(made: Made) -> bool:
@@ -512,3 +533,19 @@ def take_of(pressed: gr.EventData, result: ResultPanel) -> Made:
         if each.number == int(pressed.number):
             return with_file(each, result)
     raise StudioError("take_gone", tooltips.TAKE_GONE)
+
+
+def cut_at(made: Made, seconds: float, result: ResultPanel) -> str:
+    """Return the path of a copy of a take that ends at a moment, for what is to go on from there.
+
+    Its record says which take it is a part of. Raises AudioError.
+    """
+    samples = audio.read_wav(made.file)
+    end = min(max(samples_in(seconds), SAMPLE_RATE), samples.shape[1])
+    file = audio_export.encode(samples[:, :end], "wav")
+    record = audio_export.read_record(made.file) or {}
+    name = Path(made.file).stem
+    audio_export.tag(file, name, {**record, CUT_FROM: made.take.get("sha256", "")})
+    path = takes.copy_for_page(file, f"{name}.wav")
+    result.takes.temp_files.add(path)
+    return path

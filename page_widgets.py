@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def _widget(name: str, filled: Mapping[str, str], elem_id: str, **props: Any) ->
 # --- the region of a source -----------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class WantedRegion:
+    """The region in seconds that the file of this name begins with, once it is drawn."""
+
+    name: str
+    start: float
+    end: float
+
+
 def region_selector(elem_id: str = "region") -> gr.HTML:
     texts = tooltips.REGION
     return _widget("region", texts, elem_id, texts=texts, least=LEAST_REGION_SECONDS)
@@ -66,12 +76,14 @@ def connect_region(
     end: gr.Textbox,
     bpm: gr.Textbox,
     more: gr.Textbox | None = None,
+    wanted: gr.State | None = None,
 ) -> Dependency:
     """Show the waveform of `source` in step with the fields; returns the event that shows it.
 
     `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never
     changed; if it is not a region of the file, the widget says so. A source that is already there
-    keeps its region. `more` has further regions as text, such as "12-15.5, 0:30-0:35".
+    keeps its region. `more` has further regions as text, such as "12-15.5, 0:30-0:35". `wanted` may
+    hold a `WantedRegion`.
     """
     fields = [start, end]
     joined = {"start": start, "end": end, "typed": bpm}
@@ -85,7 +97,9 @@ def connect_region(
     selector.input(None, selector, fields, js=f"(value) => [{values}]", **AT_ONCE)
     join = _join(selector, **joined)
 
-    def show(path: str | None, shown: dict[str, Any] | None) -> list[Any]:
+    def show(
+        path: str | None, shown: dict[str, Any] | None, wanted: WantedRegion | None = None
+    ) -> list[Any]:
         texts = ["0", "0", ""][: len(fields)]
         if not path:
             return [None, *texts]
@@ -93,10 +107,15 @@ def connect_region(
         if shown and value["peaks"] == shown["peaks"]:
             return [gr.skip(), *(gr.skip() for _ in fields)]
         first, last = middle(value["seconds"]) if value["seconds"] else (0.0, 0.0)
+        if wanted and wanted.name == Path(path).name:
+            first, last = wanted.start, wanted.end
         texts[:2] = [f"{first:g}", f"{last:g}"]
         return [{**value, "start": first, "end": last, "regions": ""}, *texts]
 
-    read = source.change(show, [source, selector], [selector, *fields], **AT_ONCE)
+    held: list[Any] = [source, selector]
+    if wanted is not None:
+        held.append(wanted)
+    read = source.change(show, held, [selector, *fields], **AT_ONCE)
     read.then(**join)
     return read
 

@@ -45,6 +45,7 @@ SCRIPTS = (
     "player",
     "recipes",
     "takes",
+    "stage",
     "examples",
     "latest",
     "listen",
@@ -54,7 +55,11 @@ SCRIPTS = (
     "drops",
 )
 STYLES = ("studio", "faces", "takes", "latest")  # in Gradio's style sheet
-HEAD_STYLES = ("player", "motion")  # in the head of the page, where Gradio leaves them alone
+HEAD_STYLES = (
+    "player",
+    "stage",
+    "motion",
+)  # in the head of the page, where Gradio leaves them alone
 
 LOOK = tomllib.loads((STATIC / "theme.toml").read_text(encoding="utf-8"))
 # Players draw on a canvas, which ignores the theme: these two stand out from either surface.

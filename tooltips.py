@@ -638,6 +638,14 @@ PLAYER = {  # for static/player.js
     "source": "Source",
     "source_help": "Hear the source at the same place (0)",
     "close": "Close the player",
+    "stage": "Now playing",
+    "close_stage": "Close",
+    "sections": "Parts of the song",
+    "loop": "Loop this part",
+    "replace": "Replace this part",
+    "go_on": "Continue from here",
+    "untimed": "The words of this song are not timed.",
+    "time_them": "Time the words",
 }
 TAKES = {  # for static/takes.js
     "takes": "Takes of {name}",

@@ -4,7 +4,7 @@
 (() => {
   const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
   const BARS = 100;
-  const { address, clamp, clock, fill, icon, make, where } = studio.tools;
+  const { address, clamp, clock, fill, make, sign, where } = studio.tools;
 
   // The outline of int8 [columns, 2], the lowest and the highest sample of each column, in base64.
   const outline = (picture, peaks) => {
@@ -143,7 +143,21 @@
     tell();
   };
 
+  // A part that is heard again and again. The file tells only four times a second where it is.
+  let repeated;
+  const turn = () => {
+    if (!repeated || !track) return;
+    if (!paused() && now() >= repeated.end) audio.currentTime = repeated.start - offset();
+    requestAnimationFrame(turn);
+  };
+  const repeat = (part) => {
+    const turns = Boolean(repeated);
+    repeated = part;
+    if (part && !turns) turn();
+  };
+
   const load = (next, seconds = 0, play = true) => {
+    if (next.song !== track?.song) repeat();
     track = next;
     source = false;
     open(seconds, play);
@@ -176,6 +190,7 @@
   const close = () => {
     audio.removeAttribute("src");
     audio.load();
+    repeat();
     track = null;
     bar.hidden = true;
     tell();
@@ -238,8 +253,7 @@
     );
     bar = make("section", { class: "foot-player", "aria-label": texts.player, hidden: true }, [
       part("sung", "p", { "aria-hidden": "true" }),
-      part("art", "img", { alt: "" }),
-      part("what", "div"),
+      part("what", "button", { type: "button", click: () => studio.stage(parts.what) }),
       part("play", "button", { type: "button", click: () => toggle() }),
       part("place", "div"),
       part("time", "span"),
@@ -255,15 +269,28 @@
     new ResizeObserver(height).observe(bar);
   };
 
+  // The player and its sheet take the colour of the cover.
+  const pixel = make("canvas", { width: "1", height: "1" }).getContext("2d", { willReadFrequently: true });
+  const tint = ({ target }) => {
+    let colour = "transparent";
+    if (target) {
+      pixel.drawImage(target, 0, 0, 1, 1);
+      const [red, green, blue] = pixel.getImageData(0, 0, 1, 1).data;
+      colour = `rgb(${red} ${green} ${blue})`;
+    }
+    document.documentElement.style.setProperty("--studio-tint", colour);
+  };
+
   const draw = () => {
     const { card, number, mode, name, song } = track;
     bar.hidden = false;
-    parts.art.src = card.art || "";
-    parts.art.hidden = !card.art;
     parts.what.replaceChildren(
-      make("p", { class: "name", text: name, title: name }),
-      make("p", { class: "where", text: track.where })
+      ...(card.art ? [make("img", { class: "art", src: card.art, alt: "", load: tint })] : []),
+      make("span", { class: "name", text: name }),
+      make("span", { class: "where", text: track.where })
     );
+    parts.what.title = texts.stage;
+    if (!card.art) tint({});
     parts.place.replaceChildren(
       wave(
         texts.position,
@@ -300,12 +327,7 @@
 
   const show = () => {
     const { card } = track;
-    const state = paused() ? "play" : "pause";
-    if (parts.play.dataset.state !== state) {
-      parts.play.dataset.state = state;
-      parts.play.innerHTML = icon(state);
-      parts.play.setAttribute("aria-label", texts[state]);
-    }
+    sign(parts.play, paused() ? "play" : "pause", texts);
     parts.place.firstChild.show(now());
     parts.time.textContent = `${clock(clamp(now(), 0, card.seconds))} / ${clock(card.seconds)}`;
     const { at, sung } = lineAt(card.lines || [], now());
@@ -341,7 +363,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.shiftKey || !/^\d$/.test(event.key)) return;
     const { target } = event;
-    if (target !== document.body && !target.closest(".takes, .foot-player")) return;
+    if (target !== document.body && !target.closest(".takes, .foot-player, .now-playing")) return;
     if (target.matches("select, input:not([type=checkbox], [type=range])")) return;
     const song = target.closest("[data-run]")?.dataset.run;
     const mode = song ? "songs" : track?.mode;
@@ -361,6 +383,10 @@
     level,
     toggle,
     seek,
+    goTo,
+    repeat,
+    track: () => track,
+    tracks: () => (track?.number ? tracks[track.mode](track.song) : []),
     add: (mode, list, said) => {
       tracks[mode] = list;
       texts = said ?? texts;

@@ -1,7 +1,7 @@
 // The arithmetic of regions (static/region.js), of an extension's timeline (static/timeline.js) and of the closer look
 // (static/zoom.js): numbers in, numbers out. All times are in seconds.
 studio.spans = (() => {
-  const { clamp } = studio.tools;
+  const { clamp, clock } = studio.tools;
   const STEP = 0.1;
   const ROOM = 0.25; // of the song, beside each end of the timeline
 
@@ -94,6 +94,34 @@ studio.spans = (() => {
   // The most that one side may get beside `other` seconds of the other one, in a song of up to `longest`.
   const most = (length, other, limit, longest) => Math.max(Math.min(limit, longest - length - other), 0);
 
+  // --- the sections of a song ---
+
+  // [{name, start, end}] of a song of `seconds`: those of its `lyrics`, if its lines are timed, else parts of eight bars, if it is
+  // known how long a `bar` is.
+  const BARS = 8;
+  const sections = ({ lyrics = "", lines = [], bar = 0, seconds }) => {
+    const found = [];
+    let name = "";
+    let next = 0; // of the timed lines
+    for (const text of lyrics.split("\n").map((line) => line.trim())) {
+      const [, tag] = /^\[(.+)\]$/.exec(text) ?? [];
+      if (tag) name = tag;
+      const at = lines.findIndex((line, place) => place >= next && line.text.trim() === text);
+      if (tag || at < 0) continue;
+      if (name) found.push({ name, start: lines[at].start });
+      name = "";
+      next = at + 1;
+    }
+    if (!found.length && bar > 0)
+      for (let start = 0; start < seconds - bar; start += BARS * bar)
+        found.push({ name: `${clock(start)} - ${clock(Math.min(start + BARS * bar, seconds))}`, start });
+    return found.map((each, at) => ({
+      ...each,
+      start: exact(each.start),
+      end: exact(found[at + 1]?.start ?? seconds),
+    }));
+  };
+
   // --- a closer look: a stage scrolls over a track that is wider; all sizes are in pixels ---
 
   const CLOSEST = 2; // seconds across the stage
@@ -119,6 +147,7 @@ studio.spans = (() => {
     moved,
     range,
     scale,
+    sections,
     snap,
     united,
     viewFrom,

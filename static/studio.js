@@ -166,7 +166,7 @@ window.studio = {};
       const cancel = event.key === "Escape" && !event.ctrlKey && !event.altKey && !event.metaKey && !event.shiftKey;
       if (!(go || cancel) || event.repeat || event.isComposing) return;
       if ([...document.querySelectorAll('[aria-expanded="true"][role="combobox"]')].some(shown)) return;
-      if (document.querySelector(".menu[open], .renaming")) return;
+      if (document.querySelector(".menu[open], .renaming, dialog[open]")) return;
       if ([...document.querySelectorAll('dialog[open], [role="dialog"], [aria-modal="true"]')].some(shown)) return;
       const buttons = document.querySelectorAll(`#studio-tabs [id$="${go ? "-go" : "-cancel"}"]:not([disabled])`);
       const button = [...buttons].find(shown);

@@ -74,7 +74,7 @@
   // --- what is kept ---
 
   const KEPT =
-    "id run number mode at star renamed seed title label parent made_from sha256 changed seconds path url kind facts levels score lufs peaks art lines lrc alignment words source can_be_timed is_draft settings".split(
+    "id run number mode at star renamed seed title label parent made_from sha256 changed seconds path url kind facts levels score lufs peaks art lines lrc alignment words source can_be_timed is_draft bar settings".split(
       " "
     );
   const takes = new Map(); // by id
@@ -320,6 +320,7 @@
     act(card, texts.make, () => studio.inTab(card.mode, (trigger) => trigger("retry", { settings: card.settings })), {
       class: "starts",
     });
+  studio.timeTake = (card) => send("submit", pressed(card, { name: "timed" }));
   studio.useTake = (card, use, more) => send("select", pressed(card, { use, ...more }));
 
   const remove = (song) => {

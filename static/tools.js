@@ -80,6 +80,14 @@ studio.tools = (() => {
     return made;
   };
 
+  // A button that plays or pauses.
+  const sign = (button, state, texts) => {
+    if (button.dataset.state === state) return;
+    button.dataset.state = state;
+    button.innerHTML = icon(state);
+    button.setAttribute("aria-label", texts[state]);
+  };
+
   // Listens on the document until a component is gone: Gradio does not notify the script when it rebuilds a component.
   const whileThere = (element) => {
     const gone = new AbortController();
@@ -118,5 +126,5 @@ studio.tools = (() => {
     }
   };
 
-  return { address, api, clamp, clock, exactClock, fill, icon, isGone, make, root, where, whileThere };
+  return { address, api, clamp, clock, exactClock, fill, icon, isGone, make, root, sign, where, whileThere };
 })();

@@ -125,3 +125,19 @@ test("a further region joins those that it overlaps", () => {
     others: [],
   });
 });
+
+test("sections are those of the lyrics where their lines are timed, else parts of eight bars", () => {
+  const lyrics = "[Intro]\n[Verse 1]\nOne\nNot timed\nTwo\n\n[Chorus]\nOh\n[Outro]";
+  const lines = ["One", "Two", "Oh"].map((text, at) => ({ text, start: 4 + 3 * at, end: 6 + 3 * at }));
+  assert.deepEqual(spans.sections({ lyrics, lines, bar: 2, seconds: 20 }), [
+    { name: "Verse 1", start: 4, end: 10 },
+    { name: "Chorus", start: 10, end: 20 },
+  ]);
+  const parts = spans.sections({ lyrics, bar: 0.5, seconds: 9.3 });
+  assert.deepEqual(parts, [
+    { name: "0:00 - 0:04", start: 0, end: 4 },
+    { name: "0:04 - 0:08", start: 4, end: 8 },
+    { name: "0:08 - 0:09", start: 8, end: 9.3 },
+  ]);
+  assert.deepEqual(spans.sections({ lyrics, lines: [], seconds: 20 }), []);
+});

@@ -17,7 +17,13 @@ import tooltips
 from events import Done, Failed, Problem
 from status import TimedLyrics
 from tests.page.conftest import LINES, LRC
-from tests.page.steps import copies_of, expect_tappable, reload, song_without_copy
+from tests.page.steps import (
+    copies_of,
+    expect_tappable,
+    reload,
+    song_without_copy,
+    violations,
+)
 
 SECONDS = 7
 # Keeps what the page does for each media key.
@@ -228,6 +234,79 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(
     button.press("Space")
     expect(button).to_have_attribute("aria-label", "Pause take A")
     expect(card).to_have_count(0)
+
+
+WORDS = ("The lamp goes round", "Good night, good night")
+
+
+@pytest.mark.slow
+def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
+    page: Page, fake, tab, monkeypatch
+):
+    generate = tab(page, "generate")
+    generate.unfold()
+    lines = [{**line, "text": text} for line, text in zip(LINES, WORDS, strict=True)]
+    timed = {"mode": "align", "lines": lines, "lrc": LRC, "score": 0.8, "seconds": {}}
+    monkeypatch.setattr(fake, "align", lambda request: iter([Done((), timed)]))
+    generate.set("lyrics", "type", f"[Verse]\n{WORDS[0]}\n[Chorus]\n{WORDS[1]}")
+    generate.set("takes", "pick", "2")
+    generate.made(fake)
+    play(generate.take(2)).click()
+    opens = page.get_by_role("region", name="Player").get_by_role("button", name="Take B").first
+    opens.click()
+    sheet = page.get_by_role("dialog", name="Now playing")
+    expect(sheet.get_by_role("heading")).to_have_text("Good night, good night")
+    # Esc closes it, and cancels no song.
+    fake.script = fake.endless
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+    expect(opens).to_be_focused()
+    generate.go.click()
+    generate.runs()
+    opens.click()
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+    generate.runs()
+    generate.cancel()
+    fake.script = fake.play
+    opens.click()
+    sheet.get_by_role("button", name="Time the words").click()
+    words = sheet.locator(".words").get_by_role("button")
+    expect(words).to_have_text([*WORDS])
+    assert violations(page) == []
+    expect_tappable(*sheet.get_by_role("button").all())
+    words.nth(1).click()
+    expect(words.nth(1)).to_have_attribute("aria-current", "true")
+    assert player(page)["at"] >= LINES[1]["start"]
+    # A part is heard again and again, in the other take as well.
+    sheet.get_by_role("button", name="Verse").click()
+    loop = sheet.get_by_role("button", name="Loop this part")
+    loop.click()
+    for _ in range(2):
+        page.evaluate(f"{AUDIO}.currentTime = 3.8")
+        page.wait_for_function(f"{AUDIO}.currentTime < 2")
+    page.keyboard.press("1")
+    expect(sheet.get_by_role("button", name="Take A")).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("2")
+    expect(sheet.get_by_role("button", name="Take B")).to_have_attribute("aria-pressed", "true")
+    expect(loop).to_have_attribute("aria-pressed", "true")
+    loop.click()
+    sheet.get_by_role("button", name="Replace this part").click()
+    edit = tab(page, "edit")
+    expect(edit.text("start")).to_have_value("1")
+    expect(edit.text("end")).to_have_value("4")
+    source = Path(edit.made(fake).source).name
+    assert source == f"song-seed-{fake.requests[0].takes - 1 + 100 * (fake.songs - 3)}.wav"
+    # What goes on from a moment hangs under its take, too.
+    opens.click()
+    page.evaluate(f"{AUDIO}.pause(); {AUDIO}.currentTime = 5")
+    sheet.get_by_role("button", name="Continue from here").click()
+    extend = tab(page, "extend")
+    expect(extend.field("source").locator("time").last).to_have_text("0:05")
+    extend.set("after", "type", "2")
+    extend.made(fake)
+    names = ["Good night, good night", "1 to 4 s of B replaced", "B + 2 s"]
+    expect(page.locator(".library .song h3")).to_have_text(names)
 
 
 # --- again --------------------------------------------------------------------------------------------------------
