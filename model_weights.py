@@ -562,7 +562,7 @@ def _planner_flaw(folder: Path) -> str | None:
     try:
         for name in TOKEN_FILES:
             path = folder / name
-            if path.is_file() and b"<|audio_code_0|>" in path.read_bytes():
+            if path.is_file() and b"<|audio_code_" in path.read_bytes():
                 has_audio_tokens = True
     except OSError as error:
         return f"its tokenizer cannot be read: {error.strerror or error}"

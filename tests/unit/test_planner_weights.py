@@ -150,6 +150,13 @@ def test_a_folder_that_is_no_planner_gets_its_sentence(folder, monkeypatch, sent
     )
 
 
+def test_a_planner_need_not_know_every_code(folder, monkeypatch):
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|audio_code_0|>", "<|audio_code_63999|>"))
+    monkeypatch.setenv(PLANNER_VARIABLE, str(folder))
+    assert find_planner().folder == folder
+
+
 LOADING = {
     "could not be loaded": lambda folder: damage_config(folder, hidden_size=64),
     "no chat template": lambda folder: (folder / "chat_template.jinja").unlink(),
