@@ -98,7 +98,7 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
         # Never rendered, so that the page does not build it; compact, so that it adds no groups.
         with gr.Column(variant="compact", render=False):
             demo.studio = studio
-            demo.runs = runs_of(studio)  # api_guard.py finds them here
+            demo.runs = runs_of(studio)  # api_runs.py and api.py find them here
             add_endpoints(studio, demo.runs)
     served.files_in_use[:] = [demo.runs.files, partial(_shown, demo)]
     # With api_open a program could start songs past the queue and its validation.

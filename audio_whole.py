@@ -329,7 +329,8 @@ def _au(data: Bytes, start: int) -> _Found | None:
         size = claimed
         if data[first + claimed : first + claimed + 4] == b".snd":
             following = first + claimed
-    found = expected = 0.0
+    found = 0.0
+    expected = 0.0
     if room < claimed < _ENDLESS and rate * width:
         found = room / (rate * width)
         expected = claimed / (rate * width)

@@ -116,7 +116,8 @@ def _drop_unusable_proxies(environ: MutableMapping[str, str]) -> None:
             continue
         # as GNOME writes it
         if value.startswith("socks://"):
-            environ[name] = value = value.replace("socks://", "socks5://", 1)
+            value = value.replace("socks://", "socks5://", 1)
+            environ[name] = value
         reason = _why_unusable(value)
         if reason:
             log.warning("the proxy in %s is not used: %s", name, reason)
@@ -163,7 +164,8 @@ def _bypass_proxy_for_loopback(environ: MutableMapping[str, str]) -> None:
             [*own, "127.0.0.1", "localhost", "::1", environ.get("GRADIO_SERVER_NAME", "")]
         )
         bypassed = dict.fromkeys(host.strip() for host in hosts.split(",") if host.strip())
-        environ["NO_PROXY"] = environ["no_proxy"] = ",".join(bypassed)
+        environ["NO_PROXY"] = ",".join(bypassed)
+        environ["no_proxy"] = environ["NO_PROXY"]
 
 
 def hub_cache(environ: MutableMapping[str, str], home: Path) -> Path:

@@ -80,7 +80,12 @@ def count_wanted() -> int:
     return 0
 
 
-HELD = 2
+# How well a worker fits the song model that a song asks for, the worse the smaller.
+NOT_THERE = 0  # it is not on the worker's machine
+READY = 1  # it is there, and not loaded
+HELD = 2  # it is loaded
+LATEST = 3  # the worker's latest song asked for it
+FITS = {"missing": NOT_THERE, "ready": READY, "loaded": HELD}  # by the state that a status tells
 
 
 @dataclass
@@ -105,15 +110,16 @@ class Slot:
         return bool(self.songs) or any(each.state == "loaded" for each in self.status.song_models)
 
     def fit_for(self, model: str) -> int:
-        """Return how well it fits a song of `model`: 0 not on its machine, 1 there, 2 held, 3 by its latest song."""
+        """Return how well it fits a song of `model`, from NOT_THERE to LATEST."""
         assert self.status is not None
         if self.songs and model == self.model:
-            return 3
+            return LATEST
         for each in self.status.song_models:
             named = model in (each.name, each.model) if model else each.own
             if named:
-                return {"loaded": HELD, "ready": 1, "missing": 0}[each.state]
-        return 1 if model not in CHECKPOINTS else 0
+                return FITS[each.state]
+        # A model of somebody's own is found by the worker.
+        return NOT_THERE if model in CHECKPOINTS else READY
 
 
 class Pool:
@@ -189,10 +195,10 @@ class Pool:
         """
 
         def fit(slot: Slot) -> tuple[int, bool, int, int]:
-            place = 0 if model is None else slot.fit_for(model)
+            fitness = NOT_THERE if model is None else slot.fit_for(model)
             return (
-                place,
-                place < HELD and not slot.holds_some,
+                fitness,
+                fitness < HELD and not slot.holds_some,
                 len(slot.loras & set(loras)),
                 -len(slot.loras),
             )
@@ -227,12 +233,12 @@ class Pool:
         """Let the workers delete their folders: they are killed when this process ends."""
         self._stop.set()
         with contextlib.suppress(Exception):
-            answers = []
+            closing = []
             for slot in self._slots:
                 if slot.status:
                     close = slot.actor.close.options(concurrency_group="cancels")
-                    answers.append(close.remote())
-            self._ray.wait(answers, num_returns=len(answers), timeout=LEAVE_SECONDS)
+                    closing.append(close.remote())
+            self._ray.wait(closing, num_returns=len(closing), timeout=LEAVE_SECONDS)
 
     def _keep(self) -> None:
         while not self._stop.is_set():

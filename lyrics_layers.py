@@ -73,7 +73,8 @@ class BranchingLayers:
                 if self.length + count > text.shape[2]:
                     larger = self._empty(self.length + count + GROWTH)
                     larger[:, :, : self.length] = text[:, :, : self.length]
-                    self._text[number] = text = larger
+                    self._text[number] = larger
+                    text = larger
                 text[:, :, self.length : self.length + count] = branch[:, row, :, :count]
         self.length += count
         self._branch = []

@@ -361,10 +361,9 @@ class Placing:
             self._limit = Limit(at_most, free_room(kind))
         else:
             self._lift_limit(kind)
-        use = self._use_of(request, settings, source)
-        use = self.use = replace(
-            use, loras=self._lora_bytes(loras or {}, replaced=settings is not None)
-        )
+        lora_bytes = self._lora_bytes(loras or {}, replaced=settings is not None)
+        use = replace(self._use_of(request, settings, source), loras=lora_bytes)
+        self.use = use
         forced = getattr(getattr(request, "options", None), "memory_plan", "auto")
         plans = plans_on(device, self._models.distrusted)
         if forced not in ("auto", *plans):

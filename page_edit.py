@@ -131,8 +131,7 @@ def edit_tab(studio: Backend) -> SongTab:
             bar = tab_run_bar(form)
 
     def say_plan(values: dict[str, Any]) -> str:
-        n_min, n_max, n_avg = (values[name] for name in MORPH_NUMBERS)
-        return theme.answer(tooltips.morph_plan(n_min, n_max, n_avg))
+        return theme.answer(tooltips.morph_plan(*(values[name] for name in MORPH_NUMBERS)))
 
     fields = form.fields
     drawn = page_widgets.connect_region(

@@ -74,7 +74,16 @@ class Vocabulary:
         self.think_end = spelled["</think>"]
         self.end = spelled["<|im_end|>"]
         self.ends = {self.end, spelled.get("<|endoftext|>", self.end)}
-        special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+        codes, plain = self._sorted(spelled)
+        # The code of each audio token [N], whose ids are in `code_ids`.
+        self.codes = torch.tensor([code for code, _ in codes])
+        self.code_ids = self.ids(number for _, number in codes)
+        self._nearest = {code: code for code, _ in codes}
+        self._find_text(plain)
+
+    def _sorted(self, spelled: dict[str, int]) -> tuple[list[tuple[int, int]], dict[str, int]]:
+        """Return audio codes with the ids of their tokens, in order, and the tokens that are text."""
+        special = {*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens}
         codes: list[tuple[int, int]] = []
         plain: dict[str, int] = {}
         for token, number in spelled.items():
@@ -84,13 +93,13 @@ class Vocabulary:
                     plain[token] = number
             elif int(audio_code[1]) <= LARGEST_CODE:
                 codes.append((int(audio_code[1]), number))
-        codes.sort()
-        # The code of each audio token [N], whose ids are in `code_ids`.
-        self.codes = torch.tensor([code for code, _ in codes])
-        self.code_ids = self.ids(number for _, number in codes)
-        self._nearest = {code: code for code, _ in codes}
-        # Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption`
-        # requires.
+        return sorted(codes), plain
+
+    def _find_text(self, plain: dict[str, int]) -> None:
+        """Find what lyrics and captions may hold among the tokens that are text.
+
+        Lyrics may break lines anywhere; a caption only at the end of a token, as `_caption` requires.
+        """
         lyrics: set[int] = set()
         words: dict[str, int] = {}
         self.breaks: set[int] = set()

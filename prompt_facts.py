@@ -204,7 +204,9 @@ _GERMAN = re.compile(
 def _in_german(text: str) -> Iterator[Written]:
     """German and its neighbours: "d-Moll", "Es-Dur"; H is B, and B is B flat."""
     for match in _GERMAN.finditer(text):
-        letter, ending, scale = (part.lower() for part in match.groups(""))
+        letter = match[1].lower()
+        ending = (match[2] or "").lower()
+        scale = match[3].lower()
         if ending == "s" and letter not in "ae":
             continue
         sign = {"is": "#", "": ""}.get(ending, "b")
@@ -242,7 +244,9 @@ _SOLFEGE = re.compile(
 def _in_solfege(text: str) -> Iterator[Written]:
     """Romance languages and Russian: "ré mineur", "en la menor", "си-бемоль мажор"."""
     for match in _SOLFEGE.finditer(text):
-        syllable, accidental, scale = (part.lower() for part in match.groups(""))
+        syllable = match[1].lower()
+        accidental = (match[2] or "").lower()
+        scale = match[3].lower()
         if syllable in _WORDS_TOO and scale in _COMPARING and not accidental:
             announced = _BEFORE.search(text[: match.start()])
             if not announced or not _AFTER.match(text, match.end()):

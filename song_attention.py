@@ -69,20 +69,18 @@ def use_windows(transformer: Any) -> None:
     cached either), "condition". If it is `half_precision`, it computes in float16, but takes and
     gives float32 (song_half.py).
     """
-    transformer_class, layer_class = _classes()
-    transformer.__class__ = transformer_class
+    transformer.__class__ = _transformer_class()
     for layer in transformer.layers:
-        layer.__class__ = layer_class
+        layer.__class__ = _layer_class()
     transformer.avoided = frozenset()
     transformer.half_precision = False
 
 
 @functools.cache
-def _classes() -> tuple[type, type]:
-    """Return the classes of the transformer and its layers; they take the stock arguments, so hooks keep working."""
+def _transformer_class() -> type:
+    """Return the class of the transformer; it takes the stock arguments, so hooks keep working."""
     from diffusers import AceStepTransformer1DModel
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
-    from diffusers.models.transformers.ace_step_transformer import AceStepTransformerBlock
 
     class Transformer(AceStepTransformer1DModel):
         @property
@@ -123,6 +121,14 @@ def _classes() -> tuple[type, type]:
                 return Transformer2DModelOutput(sample=sample)
             return (sample,)
 
+    return Transformer
+
+
+@functools.cache
+def _layer_class() -> type:
+    """Return the class of its layers, which takes the stock arguments too."""
+    from diffusers.models.transformers.ace_step_transformer import AceStepTransformerBlock
+
     class Layer(AceStepTransformerBlock):
         def forward(
             self,
@@ -140,7 +146,7 @@ def _classes() -> tuple[type, type]:
                 return compute(*inputs, condition_heads(self, condition), condition.takes)
             return compute_layer(*inputs, condition)
 
-    return Transformer, Layer
+    return Layer
 
 
 def _halved(value: Any) -> Any:
