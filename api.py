@@ -378,7 +378,7 @@ async def _detached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
 
 async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
     """Yield what a caller sees of `run`, at least once a second; closing this generator cancels the run."""
-    answer = _Answer(run.request.mode)
+    answer = _Outputs(run.request.mode)
     try:
         # Gradio can cancel a run only after its first value.
         yield answer.after(Progress("waiting"))
@@ -393,7 +393,7 @@ async def _attached(runs: Runs, run: Run) -> AsyncGenerator[Any]:
         runs.cancel(run.id)
 
 
-class _Answer:
+class _Outputs:
     """Turns the events of a run into the values of its endpoint's outputs."""
 
     def __init__(self, mode: str):

@@ -90,7 +90,7 @@ class Chat:
         except StudioError as error:
             busy = error.problem.code in BUSY
             return _refusal(429 if busy else 400, error.problem.text())
-        answer = Answer(self.official, started.run, started.model)
+        answer = ChatAnswer(self.official, started.run, started.model)
         if started.streams:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             stream = answer.pieces()
@@ -117,9 +117,9 @@ class Chat:
         try:
             for sound in message.sounds[:2]:  # a source and a reference
                 files.append(_file_of(*sound))
-            uploads = tasks.Uploads(*files)
+            uploads = tasks.TaskUploads(*files)
             if fields.get("task_type") in (None, "", "text2music"):
-                uploads = tasks.Uploads(reference=uploads.source)
+                uploads = tasks.TaskUploads(reference=uploads.source)
             return self.official.start_run(fields, uploads, owner)
         finally:
             served.discard(files)
@@ -212,7 +212,7 @@ def _file_of(data: str, kind: str) -> str:
     return str(place)
 
 
-class Answer:
+class ChatAnswer:
     """The answer of a chat about its run, whole or in pieces."""
 
     def __init__(self, official: Official, run: Run, model: str):

@@ -156,7 +156,7 @@ class Official:
         return wrapped({"task_id": task_id, "status": "queued", "queue_position": place})
 
     def start_task(
-        self, fields: Mapping[str, Any], uploads: tasks.Uploads, owner: str
+        self, fields: Mapping[str, Any], uploads: tasks.TaskUploads, owner: str
     ) -> tuple[str, int]:
         """Start a task for `owner`; return its id and its place in the queue.
 
@@ -173,7 +173,7 @@ class Official:
         facts = self.runs.facts(run.id)
         return results.task_of(run.id), facts["place"] or 1
 
-    def start_run(self, fields: Mapping[str, Any], uploads: tasks.Uploads, owner: str) -> Run:
+    def start_run(self, fields: Mapping[str, Any], uploads: tasks.TaskUploads, owner: str) -> Run:
         """Start the run of a task; raises StudioError if it cannot be done, or has no room."""
         status = self.studio.status()
         values = Values(fields)
@@ -184,14 +184,16 @@ class Official:
         request, asked = tasks.translate(values, uploads, kind, loras, model)
         return self.runs.start(request, owner, tag=asked)
 
-    def _paths(self, request: Request, values: Values, uploads: Mapping[str, str]) -> tasks.Uploads:
+    def _paths(
+        self, request: Request, values: Values, uploads: Mapping[str, str]
+    ) -> tasks.TaskUploads:
         """Return the files of a task: its uploads, otherwise the paths in its fields; raises HTTPException."""
         paths = dict(uploads)
         for file, field in (("source", "src_audio_path"), ("reference", "reference_audio_path")):
             named = values.read(field)
             if file not in paths and named:
                 paths[file] = self.named_file(request, named)
-        return tasks.Uploads(**paths)
+        return tasks.TaskUploads(**paths)
 
     def named_file(self, request: Request, named: str) -> str:
         """Return the file that a client names: a take by its address, or a temporary file of this machine.
@@ -366,7 +368,7 @@ class Official:
         body = await loose_body(request)
         self.check(request, body.get("ai_token"))
         values = Values(body)
-        song = tasks.Translation(values, tasks.Uploads(), "", ()).words_to_polish()
+        song = tasks.Translation(values, tasks.TaskUploads(), "", ()).words_to_polish()
         try:
             asked = parse_request("polish", song)
         except InvalidRequest as error:

@@ -35,7 +35,7 @@ MOST_FIELDS = 500
 BUSY = ("queue_full", "too_many", "too_much")  # codes of problems that pass by themselves
 SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 LONE_SURROGATE = "A text has half a character (a lone surrogate, such as \\ud800). Send it whole."
-# The fields of a form that hold a file, by the field of `tasks.Uploads`.
+# The fields of a form that hold a file, by the field of `tasks.TaskUploads`.
 UPLOADS = {
     "source": ("ctx_audio", "src_audio"),
     "reference": ("ref_audio", "reference_audio"),
@@ -164,7 +164,7 @@ async def loose_body(request: Request) -> dict[str, Any]:
 
 @dataclass
 class Body:
-    """The fields of a task, and the paths of its uploads by the field of `tasks.Uploads`."""
+    """The fields of a task, and the paths of its uploads by the field of `tasks.TaskUploads`."""
 
     fields: dict[str, Any]
     uploads: dict[str, str]

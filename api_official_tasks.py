@@ -55,7 +55,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Uploads:
+class TaskUploads:
     """The files of a task: their paths, "" for none."""
 
     source: str = ""
@@ -72,7 +72,7 @@ def chosen_model(asked: str, models: Sequence[SongModelStatus]) -> SongModelStat
 
 def translate(
     values: Values,
-    uploads: Uploads,
+    uploads: TaskUploads,
     kind: str,
     loras: Sequence[LoraChoice] = (),
     model: str = "",
@@ -90,7 +90,7 @@ class Translation:
     def __init__(
         self,
         values: Values,
-        uploads: Uploads,
+        uploads: TaskUploads,
         kind: str,
         loras: Sequence[LoraChoice],
         model: str = "",

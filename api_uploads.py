@@ -89,7 +89,7 @@ class Rules:
 
 
 @dataclass
-class Form:
+class ReceivedForm:
     """A form that arrived whole, by the names of its fields: files in the folder that Gradio serves, and texts."""
 
     files: dict[str, Path]
@@ -123,7 +123,7 @@ def _one_more() -> Iterator[None]:
 
 async def take_in(
     scope: Scope, receive: Receive, rules: Rules, arrival: Arrival | None = None
-) -> Form:
+) -> ReceivedForm:
     """Return the form in a request, its files written as they arrive; raises HTTPException if it breaks a rule."""
     with _one_more():
         incoming = Incoming(_boundary(Headers(scope=scope), rules), rules, arrival or Arrival())
@@ -334,7 +334,7 @@ class Incoming:
                 sent.write()
         self.waiting = 0
 
-    def keep(self) -> Form:
+    def keep(self) -> ReceivedForm:
         """Give the files their names; raises HTTPException if not all of them arrived whole."""
         whole = self._complete and all(sent.whole for sent in self._sent)
         if not whole or (self.rules.only_one and not self._sent):
@@ -343,7 +343,7 @@ class Incoming:
         for sent in self._sent:
             if sent.size or self.rules.only_one:
                 files[sent.form_field] = sent.keep()
-        return Form(files, self._texts)
+        return ReceivedForm(files, self._texts)
 
     def close(self) -> None:
         """Delete what has arrived, unless it was kept."""

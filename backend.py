@@ -127,7 +127,7 @@ class Backend:
         reads_codes = self.models.has_audio_codes(weights)
         busy = self.models.turn.locked() and not self.models.preparing
         return Status(
-            engine="preview" if weights.engine == "preview" else "xl",
+            engine="preview" if weights.is_built_in_engine else "xl",
             model=weights.model_id,
             revision=weights.revision,
             source=weights.source,
@@ -285,8 +285,8 @@ class Backend:
             idea = request.idea
             if not idea and not request.prompt:
                 raise
-            writer = "songwriter" if request.words.mode == "lyrics" else "planner"
-            note = f"The {writer} did not write the words: {error.problem.message}"
+            model = "songwriter" if request.words.mode == "lyrics" else "planner"
+            note = f"The {model} did not write the words: {error.problem.message}"
             yield Progress("preparing", note=note)
             return with_sketch(request, {"prompt": idea})
         raise StudioError("cancelled", "Cancelled before it was done.")
@@ -354,9 +354,9 @@ class Backend:
         """
         if not isinstance(request, GenerateRequest) or request.duration is not None:
             return None
-        built_in = checkpoint_kind(self.song_model(request)) == "preview"
+        settings = settle(request, checkpoint_kind(self.song_model(request)))
         completed, _ = prompt_facts.completed(request)
-        guess = song_length.guess(completed, built_in=built_in)
+        guess = song_length.guess(completed, built_in=settings.built_in)
         longest = AUTOMATIC_SECONDS
         if gpu.ON_ZEROGPU:
             longest = estimate.longest(

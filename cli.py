@@ -427,10 +427,10 @@ def model(weights: Any, selection: Any) -> str:
 
     if weights.source == "hub":
         return download(weights, selection)
-    if weights.source == "preview" and weights.problem:
+    if weights.comes_along and weights.problem:
         size = tooltips.CHECK_SIZE.format(size=f"{DEFAULT_MODEL_GB} GB")
         return f"{tooltips.CHECK_STANDS_IN.format(problem=weights.problem.text())} {size}"
-    if weights.source == "preview":
+    if weights.comes_along:
         return tooltips.CHECK_BUILT_IN
     if weights.folder is None:
         text = weights.problem.text()

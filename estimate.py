@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from limits import LIMITS, QUALITY_STEPS
+from limits import CODES_PER_SECOND, LIMITS, QUALITY_STEPS
 from model_weights import Weights, transformer_config, vae_config
 from models import Device, planner_dtype
 from params import Settings
@@ -36,8 +36,6 @@ CONSTANTS = {
     "plan_tokens_per_second": 40.0,
     # tokens; the planner's budget for metadata
     "plan_metadata_tokens": 200.0,
-    # tokens per second of music; the planner's 5 Hz codes
-    "codes_per_second": 5.0,
     # tokens; assumed: metadata and the lyrics of a long song
     "sketch_tokens": 1_500.0,
     # tokens/s; assumed: a 7B model step by step in transformers
@@ -128,7 +126,7 @@ def seconds_of_work(work: Work) -> float:
     seconds += work.takes * work.duration / 60 * CONSTANTS["decode_per_minute"]
     seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
     if work.planner:
-        tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CONSTANTS["codes_per_second"]
+        tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CODES_PER_SECOND
         seconds += tokens / CONSTANTS["plan_tokens_per_second"]
     if work.mode == "lyrics":
         seconds += work.tokens / CONSTANTS["songwriter_tokens_per_second"]
@@ -227,7 +225,6 @@ def _fit(jobs: np.ndarray) -> tuple[float, float]:
 TOKENS_PER_SECOND = 12.5
 # The longest condition: lyrics, timbre and prompt.
 CONDITION_TOKENS = 2_305
-PLANNER_CODES_PER_SECOND = 5
 # The tiles of diffusers' AutoencoderOobleck.
 ENCODED_SAMPLES = 30 * 48_000
 DECODED_FRAMES = 512
@@ -258,7 +255,7 @@ XL_VAE = {
 
 
 @dataclass(frozen=True)
-class Song:
+class SongSize:
     """What the working memory of a song depends on."""
 
     duration: float  # seconds
@@ -275,8 +272,8 @@ class Song:
 
 def song_of(
     weights: Weights, device: Device, duration: float, takes: int = 1, guided: bool = True
-) -> Song:
-    return Song(
+) -> SongSize:
+    return SongSize(
         duration,
         takes,
         guided,
@@ -292,7 +289,7 @@ def bytes_a_number(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def song_bytes(song: Song) -> int:
+def song_bytes(song: SongSize) -> int:
     """Return the bytes that the loop works in, counted by tensor; attention in windows adds nothing quadratic."""
     config = song.config
     hidden = config["hidden_size"]
@@ -308,7 +305,7 @@ def song_bytes(song: Song) -> int:
     return int(song.number_bytes * (rows * TOKENS_PER_SECOND * song.duration * token + kept))
 
 
-def coding_bytes(song: Song) -> int:
+def coding_bytes(song: SongSize) -> int:
     """Return the bytes that the VAE works in for a tile, nearly all of them in its outermost layers."""
     encoding = ENCODED_SAMPLES * song.vae["encoder_hidden_size"] * ENCODING_TENSORS
     decoded = DECODED_FRAMES * math.prod(song.vae["downsampling_ratios"])
@@ -316,14 +313,14 @@ def coding_bytes(song: Song) -> int:
     return int(max(encoding, decoding) * song.vae_number_bytes)
 
 
-def planner_bytes(song: Song | None) -> int:
+def planner_bytes(song: SongSize | None) -> int:
     """Return the bytes of the planner's cache: two rows for each take, because plans are guided.
 
     None stands for a short text in float32.
     """
     if song is None:
         return 2 * PLANNER_PROMPT_TOKENS * PLANNER_TOKEN_NUMBERS * 4
-    tokens = PLANNER_PROMPT_TOKENS + PLANNER_CODES_PER_SECOND * song.duration
+    tokens = PLANNER_PROMPT_TOKENS + CODES_PER_SECOND * song.duration
     rows = 2 * song.takes
     return int(rows * tokens * PLANNER_TOKEN_NUMBERS * song.planner_number_bytes)
 
@@ -368,7 +365,7 @@ def longest(
     return max(fives * 5.0, float(shortest))
 
 
-def smaller(song: Song, fits: Callable[[Song], bool]) -> str:
+def smaller(song: SongSize, fits: Callable[[SongSize], bool]) -> str:
     """Return the most takes and the longest duration that fit: "2 takes, or with 30 seconds of music", or ""."""
     changes = [fewer_takes(song, fits), shorter(song, fits, int(LIMITS["duration"].low))]
     return ", or with ".join(change for change in changes if change)

@@ -89,7 +89,7 @@ FITS = {"missing": NOT_THERE, "ready": READY, "loaded": HELD}  # by the state th
 
 
 @dataclass
-class Slot:
+class WorkerSlot:
     """One worker; its latest `status` is None while it starts."""
 
     name: str
@@ -129,7 +129,7 @@ class Pool:
         self.problem: Problem | None = None
         self.status: Status | None = None  # the latest from a worker
         self._changed: Callable[[int], None] = lambda count: None
-        self._slots: list[Slot] = []
+        self._slots: list[WorkerSlot] = []
         self._news = threading.Condition()
         self._ray: Any = None  # the module while connected
         self._head = ""  # its address once known
@@ -161,7 +161,7 @@ class Pool:
 
     def take(
         self, loras: Collection[str], model: str | None = None
-    ) -> Generator[Progress, None, Slot]:
+    ) -> Generator[Progress, None, WorkerSlot]:
         """Return the idle worker that holds the song `model` (None for words) and most of `loras`.
 
         Raises StudioError if none comes or Ray cannot be used.
@@ -186,7 +186,7 @@ class Pool:
             self._raise_if_hopeless(problem, time.monotonic() - alone_since)
             yield Progress("starting", note=problem.text() if problem else "")
 
-    def _idle(self, loras: Collection[str], model: str | None) -> Slot | None:
+    def _idle(self, loras: Collection[str], model: str | None) -> WorkerSlot | None:
         """Return the idle worker that fits best.
 
         Another model costs more than a LoRA: first comes a worker that holds the song `model`, of those the
@@ -194,7 +194,7 @@ class Pool:
         yet takes it before one that would have to exchange its own.
         """
 
-        def fit(slot: Slot) -> tuple[int, bool, int, int]:
+        def fit(slot: WorkerSlot) -> tuple[int, bool, int, int]:
             fitness = NOT_THERE if model is None else slot.fit_for(model)
             return (
                 fitness,
@@ -215,12 +215,12 @@ class Pool:
         if waited_seconds > NO_WORKER_SECONDS:
             raise StudioError.from_problem(problem or NO_START)
 
-    def give_back(self, slot: Slot) -> None:
+    def give_back(self, slot: WorkerSlot) -> None:
         with self._news:
             slot.busy = False
             self._news.notify_all()
 
-    def drop(self, slot: Slot) -> None:
+    def drop(self, slot: WorkerSlot) -> None:
         """Forget a worker that is gone; the next check makes another one."""
         with self._news:
             if slot in self._slots:
@@ -324,7 +324,7 @@ class Pool:
             return any(node.get("GPU", 0) >= cards for node in nodes)
         return any(node.get("CPU", 0) >= 1 for node in nodes)
 
-    def _take_answer(self, slot: Slot) -> None:
+    def _take_answer(self, slot: WorkerSlot) -> None:
         try:
             status = self._ray.get(slot.answer)
         except Exception as error:
@@ -374,7 +374,7 @@ class Pool:
         actor = remote_class.remote(name, environ)
         answer = actor.hello.remote(self._get_status)
         with self._news:
-            self._slots.append(Slot(name, actor, answer, time.monotonic()))
+            self._slots.append(WorkerSlot(name, actor, answer, time.monotonic()))
 
 
 pool = Pool()
@@ -444,7 +444,7 @@ def run(
         yield Progress("waiting", note=AGAIN)
 
 
-def _streamed(slot: Slot, entry: Callable[[Job], Generator[Any]], job: Job) -> Generator[Any]:
+def _streamed(slot: WorkerSlot, entry: Callable[[Job], Generator[Any]], job: Job) -> Generator[Any]:
     """Yield the events of `entry(job)` on the worker in `slot`; files land in the job's folder."""
     import ray
 

@@ -29,6 +29,7 @@ def preset(name: str) -> Any:
 
 STUDIO_VERSION = "0.1.0"
 SAMPLE_RATE = 48_000
+CODES_PER_SECOND = 5  # audio codes of a second of music, of which a plan consists
 MAX_SEED = 2**32 - 1
 MAX_SOURCE_SECONDS = 600
 AUTOMATIC_SECONDS = 240.0  # the longest song that a planner may choose to make

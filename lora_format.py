@@ -351,7 +351,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LoraLayout:
     """What a usable file holds; `made_for` is "XL", "2B", or "" if it fits neither.
 
     `numbers` counts those that lie in memory once it is loaded: its factors, and a DoRA's lengths.
@@ -365,7 +365,7 @@ class Layout:
 
 def read_layout(
     path: str | Path, widths: Widths | None, config: PeftConfig | None = None
-) -> Layout:
+) -> LoraLayout:
     """Return what the LoRA in `path` changes in a transformer of `widths` (None: any ACE-Step 1.5); raises Refusal.
 
     An alpha in the file comes first, then that of `config`, which is from the file beside it, or
@@ -393,7 +393,7 @@ def read_layout(
     kept = [key for layer in layers for factor in layer.factors for key in factor]
     kept += [layer.lengths for layer in layers if layer.lengths]
     numbers = sum(math.prod(tensors[key].shape) for key in kept)
-    return Layout(_format_of(tensors, layers), tuple(layers), made_for, numbers)
+    return LoraLayout(_format_of(tensors, layers), tuple(layers), made_for, numbers)
 
 
 def _made_for(layers: list[Layer]) -> str:

@@ -26,7 +26,7 @@ import bootstrap
 import estimate
 import model_offload
 import models
-from estimate import Song, coding_bytes, planner_bytes, song_bytes, song_of
+from estimate import SongSize, coding_bytes, planner_bytes, song_bytes, song_of
 from events import Problem, StudioError
 from model_hub import PARTS
 from model_weights import Weights, bytes_in
@@ -101,7 +101,7 @@ class Use:
     text. `loras` are the bytes of those that lie on the device at any stage.
     """
 
-    song: Song | None = None
+    song: SongSize | None = None
     loras: int = 0
     loops: bool = False
     plans: bool = False
@@ -161,7 +161,7 @@ def _roomiest(kind: str, plan: str, free: int | None, sizes: Sizes, use: Use) ->
 
 
 def _smaller(choice: Choice, kind: str, free: int, sizes: Sizes, use: Use) -> str:
-    def fits(song: Song) -> bool:
+    def fits(song: SongSize) -> bool:
         return needed(kind, choice.plan, sizes, replace(use, song=song)) <= free
 
     if use.song:
@@ -291,7 +291,7 @@ def not_above(kind: str, plan: str, limit: str) -> str:
 
 
 @dataclass(frozen=True)
-class Limit:
+class PlanLimit:
     """The largest plan that later jobs may use, since a larger one ran out of memory when there were `room` bytes."""
 
     plan: str
@@ -307,7 +307,7 @@ class Placing:
 
     def __init__(self, loaded: models.Models):
         self._models = loaded
-        self._limit: Limit | None = None
+        self._limit: PlanLimit | None = None
         self._fell = False
         self._remembered: dict[Path, int] = {}
         self._loras: dict[str, int] = {}  # the bytes of those that act, by hash
@@ -320,7 +320,7 @@ class Placing:
         return self.choice.plan
 
     @property
-    def song(self) -> Song | None:
+    def song(self) -> SongSize | None:
         """What the job makes; None for words."""
         if self.use.loops:
             return self.use.song
@@ -358,7 +358,7 @@ class Placing:
         self._fell = at_most is not None
         self.use = Use()
         if at_most:
-            self._limit = Limit(at_most, free_room(kind))
+            self._limit = PlanLimit(at_most, free_room(kind))
         else:
             self._lift_limit(kind)
         lora_bytes = self._lora_bytes(loras or {}, replaced=settings is not None)
@@ -580,7 +580,7 @@ def sizes_of(
 def planner_size(device: Device, weights: Weights, bytes_in: Any = bytes_in) -> int:
     """Return what the planner takes on `device`: planner checkpoints are bfloat16, the tests' is float32."""
     size = bytes_in(weights.folder)
-    if not size or weights.source == "preview":
+    if not size or weights.comes_along:
         return size
     storage = models.planner_storage(device)
     if storage == models.planner_dtype(device):
@@ -652,7 +652,7 @@ def fallback_note(before: str, after: str) -> str:
     return f"Memory ran out with {TEXTS[before]}, so the studio tried again with {TEXTS[after]}."
 
 
-def too_large(song: Song | None) -> Problem:
+def too_large(song: SongSize | None) -> Problem:
     """Return the problem of a job that no plan could fit; its hint halves the working memory."""
     changes = ""
     if song:

@@ -100,6 +100,16 @@ class Weights:
         assert self.folder is not None, self
         return self.folder
 
+    @property
+    def comes_along(self) -> bool:
+        """Whether they are part of the studio, so that there is nothing to download."""
+        return self.source == "preview"
+
+    @property
+    def is_built_in_engine(self) -> bool:
+        """Whether they are a song model of the built-in engine's kind, wherever it lies."""
+        return self.engine == "preview"
+
     def entry(self) -> ModelEntry:
         """Return the model's entry in a record."""
         return ModelEntry(id=self.model_id, revision=self.revision, engine=self.engine)

@@ -362,7 +362,7 @@ class Models:
         try:
             if self.turn.acquire(blocking=False):
                 try:
-                    if self.current.engine == "preview":
+                    if self.current.is_built_in_engine:
                         self.pipeline()
                     else:
                         from diffusers import AceStepPipeline  # noqa: F401
@@ -551,7 +551,7 @@ def pick_device(weights: Weights) -> Device:
     """Choose CUDA, else MPS, else the CPU, and the dtypes that suit it and `weights`."""
     import torch
 
-    is_small = weights.engine == "preview"
+    is_small = weights.is_built_in_engine
     if on_zerogpu() or torch.cuda.is_available():
         return _nvidia_device(is_small)
     if torch.backends.mps.is_available():
@@ -758,7 +758,7 @@ def _lent_parts(given: Given, storage: torch.dtype, reading: dict[str, bool]) ->
 def _unreadable(weights: Weights, error: Exception) -> Problem:
     message = f"The model {weights.model_id} could not be loaded: {first_line(error)}"
     hint = f"Check the folder {weights.folder}, or delete it and download the model again."
-    if weights.engine == "preview":
+    if weights.is_built_in_engine:
         hint = "Copy the studio's folder again, with assets/ in it."
     return Problem("weights_broken", message, hint=hint)
 

@@ -134,7 +134,7 @@ def _in_known_words(
     Returns the job, the plan, the details that were chosen for the song, and notes for the visitor.
     """
     known = None
-    if job.settings.kind == "preview":
+    if job.settings.built_in:
         known = song_words.read_words(loaded.current.local_folder)
     if known is None:
         return job, plan, (), ()
@@ -275,7 +275,7 @@ def _once(
     song_compilation.warm_up(pipe.transformer)
 
 
-def generate(song: Song[GenerateRequest]) -> tuple[song_loop.Run, Finish]:
+def generate(song: Song[GenerateRequest]) -> tuple[song_loop.Denoising, Finish]:
     """Make a song from words; it follows its plan, if it has one, for the share `plan_strength` of the steps."""
     options = song.request.options
     if options.exclude and song.plan is None:
@@ -283,15 +283,15 @@ def generate(song: Song[GenerateRequest]) -> tuple[song_loop.Run, Finish]:
     elif options.exclude and options.plan_cfg == 1:
         song.notes.append("Exclude had no effect, because Plan guidance is 1.")
     if song.plan is None:
-        return song.run_of(song.text2music()), _loud
+        return song.denoising(song.text2music()), _loud
     # A cover of the codes, as the stock pipeline does with `audio_codes`. The last code may reach
     # past the end.
     condition = song.condition(COVER, song_conditions.codes_context(song.pipe, song.plan.codes))
     switch = _switch(song, song.sigmas, options.plan_strength)
-    return song.run_of(condition, switch=switch), _loud
+    return song.denoising(condition, switch=switch), _loud
 
 
-def cover(song: Song[CoverRequest]) -> tuple[song_loop.Run, Finish]:
+def cover(song: Song[CoverRequest]) -> tuple[song_loop.Denoising, Finish]:
     """Make a new version of the source, which is the context for the share `strength` of the steps.
 
     The context holds the source's audio codes or, with `detail` "sound", its latents unchanged
@@ -312,7 +312,7 @@ def cover(song: Song[CoverRequest]) -> tuple[song_loop.Run, Finish]:
         sigmas = sigmas[nearest:]
         start = song_loop.noised(song.clean, song.noise(song.frames), sigmas[0])
     switch = _switch(song, sigmas, request.strength)
-    return song.run_of(condition, start, sigmas=sigmas, switch=switch), _loud
+    return song.denoising(condition, start, sigmas=sigmas, switch=switch), _loud
 
 
 def _switch(
@@ -330,7 +330,7 @@ def _switch(
     return step, song.text2music()
 
 
-def extend(song: Song[ExtendRequest]) -> tuple[song_loop.Run, Finish]:
+def extend(song: Song[ExtendRequest]) -> tuple[song_loop.Denoising, Finish]:
     """Add music before and after the source, which is unchanged except for the overlap at each new end."""
     before = samples_in(song.request.before)
     end = song.length - samples_in(song.request.after)
@@ -344,7 +344,7 @@ def extend(song: Song[ExtendRequest]) -> tuple[song_loop.Run, Finish]:
     return _replace(song, parts, overlap, overlap, song.settings.steps)
 
 
-def repaint(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
+def repaint(song: Song[EditRequest]) -> tuple[song_loop.Denoising, Finish]:
     """Replace regions of the source; every sample outside them and their crossfades is unchanged."""
     options = song.request.options
     if options.repaint_mode == "conservative":
@@ -361,7 +361,7 @@ def repaint(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
 
 def _replace(
     song: Song, parts: list[tuple[int, int]], margin: int, fade: int, steps: int, blend: int = 0
-) -> tuple[song_loop.Run, Finish]:
+) -> tuple[song_loop.Denoising, Finish]:
     """Replace `parts`, (start, end) in samples, of the source.
 
     The model replaces them and a `margin` of samples around them, of which a crossfade of `fade`
@@ -380,10 +380,10 @@ def _replace(
             joined = splice(joined, matched, start, end, fade)
         return joined
 
-    return song.run_of(condition, keep=song_loop.Keep(new, song.clean, steps, blend)), finish
+    return song.denoising(condition, keep=song_loop.Keep(new, song.clean, steps, blend)), finish
 
 
-def morph(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
+def morph(song: Song[EditRequest]) -> tuple[song_loop.Denoising, Finish]:
     """Move the source from its own description to the new prompt and lyrics (flow edit)."""
     request = song.request
     options = request.options
@@ -397,10 +397,10 @@ def morph(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
     last = int(song.settings.steps * options.n_max)
     edit = song_loop.Morph(source, song.clean, first, last, options.n_avg)
     start = song.clean.float().expand(len(song.job.seeds), -1, -1)
-    return song.run_of(target, start, morph=edit), _whole
+    return song.denoising(target, start, morph=edit), _whole
 
 
-def with_tracks(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
+def with_tracks(song: Song[EditRequest]) -> tuple[song_loop.Denoising, Finish]:
     """Layer a track over the source or regions of it, extract a track, or complete the source with tracks.
 
     A layer is returned as a stem, or with `mix` together with the source.
@@ -431,11 +431,11 @@ def with_tracks(song: Song[EditRequest]) -> tuple[song_loop.Run, Finish]:
             raise StudioError("too_loud", message, hint=hint)
         return mix
 
-    return song.run_of(condition), finish
+    return song.denoising(condition), finish
 
 
 # By mode, or by action for an edit.
-MODES: dict[str, Callable[[Song[Any]], tuple[song_loop.Run, Finish]]] = {
+MODES: dict[str, Callable[[Song[Any]], tuple[song_loop.Denoising, Finish]]] = {
     "generate": generate,
     "cover": cover,
     "extend": extend,
@@ -561,7 +561,7 @@ class Song(Generic[Asked]):
             in_samples.append((samples_in(start), min(last, self.length)))
         return in_samples
 
-    def run_of(
+    def denoising(
         self,
         condition: song_conditions.Condition,
         start: Any = None,
@@ -570,12 +570,12 @@ class Song(Generic[Asked]):
         switch: tuple[int, song_conditions.Condition] | None = None,
         keep: song_loop.Keep | None = None,
         morph: song_loop.Morph | None = None,
-    ) -> song_loop.Run:
+    ) -> song_loop.Denoising:
         """Return a run of the loop from `start` [B, T, C], by default noise; `sigmas` are by default the settings'."""
         if start is None:
             start = self.noise(condition.context.shape[1])
         options = self.request.options
-        return song_loop.Run(
+        return song_loop.Denoising(
             condition,
             start,
             generators=self._generators,
@@ -646,7 +646,7 @@ def _take(
 class _Judge:
     """Finds out how good the takes of a song are (song_score.py), and when their lines are sung."""
 
-    def __init__(self, song: Song, loop: song_loop.Run, listener: Listener):
+    def __init__(self, song: Song, loop: song_loop.Denoising, listener: Listener):
         self._song = song
         self._loop = loop
         self._listener = listener

@@ -35,7 +35,7 @@ _REFRAINS = ("Chorus", "Refrain", "Hook")
 _FILLED = (*SongWords.model_fields, "duration")
 
 
-def writer_of(status: Status, language: str = "unknown") -> str:
+def writing_mode(status: Status, language: str = "unknown") -> str:
     """Return the mode of the request that writes lyrics in `language` here, "" if nobody does.
 
     A model that somebody chose comes before one that is built in. The built-in songwriter writes
@@ -57,12 +57,12 @@ def choice(values: Mapping[str, Any], status: Status) -> str:
     if values["instrumental"]:
         return NONE
     chosen = values["words"]
-    writer = writer_of(status, values["language"] or "unknown")
-    if chosen == WRITE and writer:
+    somebody_writes = bool(writing_mode(status, values["language"] or "unknown"))
+    if chosen == WRITE and somebody_writes:
         return WRITE
     if chosen == OWN or (values["lyrics"] or "").strip():
         return OWN
-    if chosen == NOT_CHOSEN and writer and not status.is_built_in:
+    if chosen == NOT_CHOSEN and somebody_writes and not status.is_built_in:
         return WRITE
     return NONE
 
@@ -72,14 +72,14 @@ def written_first(song: GenerateRequest, status: Status) -> WrittenRequest:
 
     Its prompt says what they are about. The planner writes a new prompt as well.
     """
-    mode = writer_of(status, song.language)
+    mode = writing_mode(status, song.language)
     given = {}
     for name in song.model_fields_set:
         value = getattr(song, name)
         if value != GenerateRequest.model_fields[name].default:
             given[name] = value
-    about = "brief" if mode == "lyrics" else "idea"
-    asked = {about: song.prompt, "language": song.language, "seed": song.seed}
+    subject = "brief" if mode == "lyrics" else "idea"
+    asked = {subject: song.prompt, "language": song.language, "seed": song.seed}
     if mode == "inspire":
         given.pop("prompt", None)
     return written_request(parse_request(mode, asked), given)
@@ -112,17 +112,17 @@ def title(lyrics: str) -> str:
 
 def shown(status: Status) -> str:
     """Return the choice of the words as HTML, for static/faces.js, with what to know about each."""
-    writer = writer_of(status)
+    mode = writing_mode(status)
     names = dict(tooltips.WORDS)
     notes = {WRITE: "", OWN: "", NONE: ""}
     if status.is_built_in:
         notes = {WRITE: tooltips.DOES_NOT_SING, OWN: "", NONE: tooltips.NO_VOICE_HERE}
-    elif writer == "lyrics" and status.songwriter.is_built_in:
+    elif mode == "lyrics" and status.songwriter.is_built_in:
         notes[WRITE] = tooltips.SMALL_SONGWRITER
-    if not writer:
+    if not mode:
         del names[WRITE]
         reasons = [status.songwriter.reason(hint=False), status.planner.reason(hint=False)]
-        missing = " ".join([tooltips.NO_WRITER, *dict.fromkeys(filter(None, reasons))])
+        missing = " ".join([tooltips.NO_SONGWRITER, *dict.fromkeys(filter(None, reasons))])
         notes = {name: f"{missing} {note}".strip() for name, note in notes.items()}
-    usual = WRITE if writer and not status.is_built_in else NONE
+    usual = WRITE if mode and not status.is_built_in else NONE
     return theme.words(names, notes, usual)

@@ -645,6 +645,11 @@ class Settings:
         return self.kind == "turbo"
 
     @property
+    def built_in(self) -> bool:
+        """Whether the built-in engine makes the song."""
+        return self.kind == "preview"
+
+    @property
     def guided(self) -> bool:
         return self.guidance > 1
 

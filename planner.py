@@ -27,7 +27,14 @@ import planner_layers
 import prompt_facts
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
-from limits import INSTRUMENTAL, LANGUAGES, LIMITS, MAX_LYRIC_TOKENS, TEXT_LIMITS
+from limits import (
+    CODES_PER_SECOND,
+    INSTRUMENTAL,
+    LANGUAGES,
+    LIMITS,
+    MAX_LYRIC_TOKENS,
+    TEXT_LIMITS,
+)
 from model_weights import Weights, unusable
 from models import Device, free_memory, planner_dtype, planner_storage, quiet_libraries
 from params import GenerateOptions, GenerateRequest, InspireRequest, PolishRequest, SongWords
@@ -50,7 +57,6 @@ if TYPE_CHECKING:
 
 Tokens = tuple[int, ...]
 
-CODES_PER_SECOND = 5
 # The form of the prompt of phase 2, for the record: a plan made with another one cannot be drawn again.
 # Plans without a name were made with a closed turn, and kept caption and lyrics in the
 # unconditional prompt.

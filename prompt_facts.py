@@ -31,7 +31,7 @@ class Tempo(NamedTuple):
         return (self.slowest + self.fastest) // 2
 
 
-class Written(NamedTuple):
+class Mention(NamedTuple):
     """A key or time signature as a request has it, written in a prompt from `start` to `end`."""
 
     value: str
@@ -39,10 +39,10 @@ class Written(NamedTuple):
     end: int
 
 
-Song = TypeVar("Song", bound=SongWords)
+AnySong = TypeVar("AnySong", bound=SongWords)
 
 
-def completed(request: Song) -> tuple[Song, dict[str, Any]]:
+def completed(request: AnySong) -> tuple[AnySong, dict[str, Any]]:
     """Return `request` with what its prompt names and its fields leave open, and these fields."""
     found = {}
     for name, value in named(request.prompt).items():
@@ -77,21 +77,21 @@ def tempos(prompt: str) -> list[Tempo]:
     return found
 
 
-def keys(prompt: str) -> list[Written]:
+def keys(prompt: str) -> list[Mention]:
     """Return the keys in `prompt` as the model spells them, in their order."""
     text = _readable(prompt)
-    found: list[Written] = []
+    found: list[Mention] = []
     for reader in _KEY_READERS:
         found += reader(text)
     return sorted(found, key=lambda key: key.start)
 
 
-def time_signatures(prompt: str) -> list[Written]:
+def time_signatures(prompt: str) -> list[Mention]:
     found = []
     for match in _TIME_SIGNATURE.finditer(_readable(prompt)):
         for beats, name in TIME_SIGNATURES.items():
             if name == match[0]:
-                found.append(Written(beats, match.start(), match.end()))
+                found.append(Mention(beats, match.start(), match.end()))
     return found
 
 
@@ -140,7 +140,7 @@ def _whole(number: str) -> int:
 # --- key ------------------------------------------------------------------------------------------
 
 # A reader finds the keys that one way of writing them has in a text.
-KeyReader = Callable[[str], Iterator[Written]]
+KeyReader = Callable[[str], Iterator[Mention]]
 
 # Words after which a note that may be another word is a note: "in a minor, slow", "en la menor".
 _BEFORE = re.compile(r"\b(?:in|en|em|key\s+of|di|de)\s+$", re.IGNORECASE)
@@ -156,7 +156,7 @@ _LETTERS = re.compile(
 )
 
 
-def _in_letters(text: str) -> Iterator[Written]:
+def _in_letters(text: str) -> Iterator[Mention]:
     """English: "D minor", "F# Major", "B flat minor"."""
     for match in _LETTERS.finditer(text):
         letter, accidental, scale, short_scale = match.groups("")
@@ -184,7 +184,7 @@ _CHORDS = re.compile(
 )
 
 
-def _as_chords(text: str) -> Iterator[Written]:
+def _as_chords(text: str) -> Iterator[Mention]:
     """A chord's symbol where a key is announced: "key of Am", "in F#m"."""
     for match in _CHORDS.finditer(text):
         letter, accidental, scale = match.groups("")[:3]
@@ -201,7 +201,7 @@ _GERMAN = re.compile(
 )
 
 
-def _in_german(text: str) -> Iterator[Written]:
+def _in_german(text: str) -> Iterator[Mention]:
     """German and its neighbours: "d-Moll", "Es-Dur"; H is B, and B is B flat."""
     for match in _GERMAN.finditer(text):
         letter = match[1].lower()
@@ -241,7 +241,7 @@ _SOLFEGE = re.compile(
 )
 
 
-def _in_solfege(text: str) -> Iterator[Written]:
+def _in_solfege(text: str) -> Iterator[Mention]:
     """Romance languages and Russian: "ré mineur", "en la menor", "си-бемоль мажор"."""
     for match in _SOLFEGE.finditer(text):
         syllable = match[1].lower()
@@ -267,7 +267,7 @@ _EASTERN = re.compile(
 )
 
 
-def _in_eastern_scripts(text: str) -> Iterator[Written]:
+def _in_eastern_scripts(text: str) -> Iterator[Mention]:
     """Chinese, Japanese, Korean: "降B大调", "嬰ヘ短調", "라단조"."""
     for match in _EASTERN.finditer(text):
         before, note, after, scale = match.groups("")
@@ -295,9 +295,9 @@ def _sign(accidental: str, *, sharps: Sequence[str], flats: Sequence[str]) -> st
     return ""
 
 
-def _key(note: str, sign: str, scale: str, match: re.Match[str]) -> Written:
+def _key(note: str, sign: str, scale: str, match: re.Match[str]) -> Mention:
     full_scale = "minor" if scale.lower().startswith("min") else "major"
-    return Written(f"{note}{sign} {full_scale}", match.start(), match.end())
+    return Mention(f"{note}{sign} {full_scale}", match.start(), match.end())
 
 
 # --- time signature -------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def song_model(loaded: models.Models, pipe: Any) -> Generator[Progress]:
     need not wait for that.
     """
     kind = loaded.device().kind
-    usual = loaded.current.engine == "preview" and kind == "cpu"
+    usual = loaded.current.is_built_in_engine and kind == "cpu"
     if not wanted() or usual or getattr(pipe.transformer, "proven", False):
         return
     yield from _prove_song(loaded, pipe)
@@ -576,7 +576,7 @@ def _cancelled_song(pipe: Any) -> None:
     frames = _tokens(transformer) * transformer.config.patch_size
     condition = _condition_of(transformer, 3)
     generators = song_loop.generators_for((1,))
-    run = song_loop.Run(
+    run = song_loop.Denoising(
         condition=song_conditions.Condition(
             condition.states, song_conditions.silent_context(pipe, frames)
         ),

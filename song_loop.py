@@ -52,7 +52,7 @@ class Morph:
 
 
 @dataclass(frozen=True)
-class Run:
+class Denoising:
     """One run of the loop for B takes."""
 
     condition: Condition
@@ -72,42 +72,42 @@ class Run:
     morph: Morph | None = None
 
 
-def denoise(pipe: Any, run: Run) -> Iterator[torch.Tensor]:
+def denoise(pipe: Any, loop: Denoising) -> Iterator[torch.Tensor]:
     """Yield the latents [B, T, C], float32 on the pipeline's device, after each step; closing it ends the run."""
     import torch
 
     device = pipe._execution_device
-    morph = run.morph
-    keep = run.keep
-    pipe.scheduler.set_timesteps(sigmas=list(run.sigmas), device=device)
+    morph = loop.morph
+    keep = loop.keep
+    pipe.scheduler.set_timesteps(sigmas=list(loop.sigmas), device=device)
     sigmas = pipe.scheduler.sigmas
     # As Python floats: reading the device's tensor in every step would synchronise.
     times = sigmas.tolist()
-    start = run.start.to(device)
+    start = loop.start.to(device)
     latents = start
-    model = _Model(pipe, run.condition, len(start))
+    model = _Model(pipe, loop.condition, len(start))
     source = _Model(pipe, morph.source, len(start)) if morph else None
-    for index in range(len(run.sigmas)):
+    for index in range(len(loop.sigmas)):
         t = sigmas[index]
         t_next = sigmas[index + 1]
-        guided = run.guidance > 1.0 and run.cfg_start <= 1.0 - times[index] <= run.cfg_end
-        guidance = run.guidance if guided else 1.0
-        if run.switch and index == run.switch[0]:
-            model = _Model(pipe, run.switch[1], len(start), model.momentum)
+        guided = loop.guidance > 1.0 and loop.cfg_start <= 1.0 - times[index] <= loop.cfg_end
+        guidance = loop.guidance if guided else 1.0
+        if loop.switch and index == loop.switch[0]:
+            model = _Model(pipe, loop.switch[1], len(start), model.momentum)
         with torch.no_grad():
             if morph and source and index < morph.last:
                 if index >= morph.first:
-                    change = _morph_velocity(model, source, morph, run, latents, t, guidance)
+                    change = _morph_velocity(model, source, morph, loop, latents, t, guidance)
                     latents = latents + (t_next - t) * change
             else:
                 if morph and index == morph.last:
-                    noisy = noised(morph.clean, _fresh_noise(run, latents), t)
+                    noisy = noised(morph.clean, _fresh_noise(loop, latents), t)
                     latents = noisy + (latents - morph.clean)
                 velocity = model.velocity(latents, t, guidance)
-                if run.sampler == "sde" and times[index + 1] > 0.0:
+                if loop.sampler == "sde" and times[index + 1] > 0.0:
                     # To the clean estimate, then fresh noise up to the next time (upstream's SDE).
                     clean = latents - t * velocity
-                    latents = noised(clean, _fresh_noise(run, latents), t_next)
+                    latents = noised(clean, _fresh_noise(loop, latents), t_next)
                 else:
                     latents = latents + (t_next - t) * velocity
             if keep and index < keep.steps:
@@ -165,7 +165,7 @@ def _morph_velocity(
     model: _Model,
     source: _Model,
     morph: Morph,
-    run: Run,
+    loop: Denoising,
     latents: torch.Tensor,
     t: torch.Tensor,
     guidance: float,
@@ -182,7 +182,7 @@ def _morph_velocity(
     model_mean = 0.0
     source_mean = 0.0
     for _ in range(draws):
-        noisy = noised(clean, _fresh_noise(run, latents), t)
+        noisy = noised(clean, _fresh_noise(loop, latents), t)
         model.momentum.running_average = model_before
         source.momentum.running_average = source_before
         source_velocity = source.velocity(noisy, t, guidance)
@@ -195,8 +195,8 @@ def _morph_velocity(
     return change
 
 
-def _fresh_noise(run: Run, latents: torch.Tensor) -> torch.Tensor:
-    return draw_noise(run.generators, *latents.shape[1:]).to(latents.device)
+def _fresh_noise(loop: Denoising, latents: torch.Tensor) -> torch.Tensor:
+    return draw_noise(loop.generators, *latents.shape[1:]).to(latents.device)
 
 
 def schedule(steps: int, shift: float) -> tuple[float, ...]:

@@ -136,7 +136,7 @@ def _fill_in(record: SongRecord, saving: Saving) -> None:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTake:
     """A song in the output folder, and its entry in the record."""
 
     path: Path
@@ -144,12 +144,12 @@ class Written:
 
 
 @dataclass
-class Song:
+class TakeFile:
     """A take that becomes a file: first it is `written`, then it gets a `copy`, unless a `problem` prevents it."""
 
     take: Take
     problem: Problem | None
-    written: Written | None = None
+    written: WrittenTake | None = None
     copy: str = ""
 
     @property
@@ -170,7 +170,7 @@ class Saving:
         self.request = request
         self.record = record
         self.output = output
-        self.songs = [Song(take, take.problem) for take in takes]
+        self.songs = [TakeFile(take, take.problem) for take in takes]
         self._closed = threading.Event()
 
     def run(self, at_once: int) -> Iterator[Progress]:
@@ -201,7 +201,7 @@ class Saving:
             yield Progress("finishing", number, len(self.songs))
             unfinished = futures.wait(unfinished, BEAT_SECONDS, futures.FIRST_COMPLETED).not_done
 
-    def _save(self, song: Song) -> None:
+    def _save(self, song: TakeFile) -> None:
         """Write the file of a song and its copy for the page; raises CancelledError."""
         if song.problem:
             return
@@ -216,7 +216,7 @@ class Saving:
         except Exception as error:
             song.problem = self._problem_of(error, song)
 
-    def _problem_of(self, error: Exception, song: Song) -> Problem:
+    def _problem_of(self, error: Exception, song: TakeFile) -> Problem:
         problem = audio_export.disk_problem(error)
         if problem is None:
             log.error("a take could not be saved", exc_info=error)
@@ -227,7 +227,7 @@ class Saving:
         where = tooltips.TAKE_WITHOUT_COPY.format(name=song.written.path.name)
         return replace(problem, message=f"{problem.message} {where}")
 
-    def _write(self, take: Take) -> tuple[io.BytesIO, Written]:
+    def _write(self, take: Take) -> tuple[io.BytesIO, WrittenTake]:
         """Write a take into the output folder under a free name; return its bytes too."""
         entry, samples = _measured(self.request, take)
         kind = self.request.options.format
@@ -249,7 +249,7 @@ class Saving:
             path = self._claim(part, name_parts)
         entry["name"] = path.name
         entry["sha256"] = digest
-        return file, Written(path, entry)
+        return file, WrittenTake(path, entry)
 
     def _tag(self, file: io.BytesIO, title: str, entry: TakeEntry, samples: Any) -> None:
         tags = {**self.record, "takes": [entry]}

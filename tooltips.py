@@ -176,7 +176,7 @@ ALSO = {  # for static/faces.js
 }
 WORDS_LABEL = "Words"
 WORDS = {"write": "Write them for me", "own": "My own", "none": "No voice"}
-NO_WRITER = "Nobody here can write them for you."
+NO_SONGWRITER = "Nobody here can write them for you."
 NO_VOICE_HERE = "The built-in engine does not sing. It plays an instrumental."
 NO_OWN_WORDS = "Lyrics are empty. Write what is to be sung, or choose No voice."
 RESULT = "Your songs"

@@ -135,7 +135,7 @@ def _unplanned(models: Models, request: GenerateRequest, reason: str) -> PlanEnt
     problem = models.planner.weights.problem
     expects_none = problem is None or problem.code == PLANNER_OFF
     if problem is not None and problem.code == PLANNER_MISSING:
-        expects_none = models.current.engine == "preview"
+        expects_none = models.current.is_built_in_engine
     if was_asked or not expects_none:
         return PlanEntry(used=False, reason=reason, missed=True)
     return PlanEntry(used=False, reason=reason)

@@ -124,7 +124,7 @@ def bench(
         )
         row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
         wide = dtype == torch.float32
-        song = estimate.Song(
+        song = estimate.SongSize(
             length,
             config=transformer.config,
             number_bytes=4 if wide else 2,

@@ -71,7 +71,9 @@ def song(pipe, words=WORDS):
     start = song_loop.draw_noise(
         generators, frames, pipe.transformer.config.audio_acoustic_hidden_dim
     )
-    run = song_loop.Run(condition, start, generators, song_loop.schedule(3, 1.0), guidance=7.0)
+    run = song_loop.Denoising(
+        condition, start, generators, song_loop.schedule(3, 1.0), guidance=7.0
+    )
     *_, latents = song_loop.denoise(pipe, run)
     return latents
 

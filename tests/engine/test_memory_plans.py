@@ -366,11 +366,11 @@ def test_the_vaes_working_memory_is_counted_as_its_layers_need_it():
             with Live() as live:
                 work(tile)
             used.append(live.most)
-    counted = estimate.coding_bytes(estimate.Song(60.0, vae_number_bytes=4))
+    counted = estimate.coding_bytes(estimate.SongSize(60.0, vae_number_bytes=4))
     assert 0.99 * counted < max(used) < counted + model_memory.SPARE_BYTES
     # A decoder that is wide beside its encoder counts as well.
     wide = {**estimate.XL_VAE, "encoder_hidden_size": 16}
-    decoding = estimate.coding_bytes(estimate.Song(60.0, vae=wide, vae_number_bytes=4))
+    decoding = estimate.coding_bytes(estimate.SongSize(60.0, vae=wide, vae_number_bytes=4))
     assert 0.99 * decoding < used[1] < decoding + model_memory.SPARE_BYTES
 
 

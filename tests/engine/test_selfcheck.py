@@ -309,7 +309,7 @@ def test_a_mis_scaled_product_in_8_bits_takes_the_plan_away(
 def test_a_distrusted_plan_is_passed_over():
     room = 10 * model_memory.GB
     sizes = model_memory.Sizes(11_500_000_000, 8_340_000_000, 1_220_000_000, 0, 0, 4_170_000_000)
-    use = model_memory.Use(estimate.Song(60.0), loops=True)
+    use = model_memory.Use(estimate.SongSize(60.0), loops=True)
     plans = [
         model_memory.choose("cuda", room, sizes, use, distrusted=names).plan
         for names in ((), ("offload",))

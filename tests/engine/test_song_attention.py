@@ -102,7 +102,7 @@ def one_thread():
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.slow)])
 def test_the_memory_estimate_is_what_a_step_takes(transformer, one_thread, seconds):
     config = transformer.config
-    song = estimate.Song(
+    song = estimate.SongSize(
         seconds, TAKES, config=config, number_bytes=4, condition=bench_loop.CONDITION_TOKENS
     )
     measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))

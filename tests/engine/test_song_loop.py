@@ -47,7 +47,7 @@ def a_run(
     """Return a guided text2music run; `changes` replace its fields."""
     generators = song_loop.generators_for(seeds)
     channels = pipe.transformer.config.audio_acoustic_hidden_dim
-    run = song_loop.Run(
+    run = song_loop.Denoising(
         condition=condition_of(pipe, words, timbre, timbre_token),
         start=song_loop.draw_noise(
             generators, song_codec.frames_for(pipe, words["audio_duration"]), channels

@@ -303,7 +303,7 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     assert not generate.made(fake).options.plan
     choice = generate.part("words-choice")
     expect(choice.get_by_role("button")).to_have_text(["My own", "No voice"])
-    expect(choice).to_contain_text(f"{tooltips.NO_WRITER} {problem.message}")
+    expect(choice).to_contain_text(f"{tooltips.NO_SONGWRITER} {problem.message}")
     for mode, button in (
         ("generate", "inspire"),
         ("cover", "describe"),

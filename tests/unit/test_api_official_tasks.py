@@ -31,7 +31,7 @@ def source(tmp_path_factory):
 
 
 def translated(source="", kind="sft", **fields):
-    uploads = tasks.Uploads(source=source)
+    uploads = tasks.TaskUploads(source=source)
     return tasks.translate(Values({"prompt": "jazz", **fields}), uploads, kind)
 
 
@@ -53,7 +53,7 @@ def test_a_model_is_chosen_by_its_kind_and_takes_its_own_steps():
     for other in ("", "acestep-v15-xl-sft", "acestep-v15-base", "x"):
         assert tasks.chosen_model(other, models) is None, other
     values = Values({"prompt": "jazz", "inference_steps": 8})
-    song, _ = tasks.translate(values, tasks.Uploads(), turbo.kind, (), turbo.name)
+    song, _ = tasks.translate(values, tasks.TaskUploads(), turbo.kind, (), turbo.name)
     assert (song.options.model, song.options.steps) == ("turbo", 8)
 
 

@@ -44,12 +44,12 @@ def test_workers_that_are_asked_for(monkeypatch, text, count):
 
 
 def test_a_song_goes_to_a_worker_that_holds_its_model(monkeypatch):
-    def worker(name: str, **states: str) -> gpu_ray.Slot:
+    def worker(name: str, **states: str) -> gpu_ray.WorkerSlot:
         found = tuple(
             SongModelStatus(kind, kind, f"org/{kind}", state, kind == "sft", 11.5, {})
             for kind, state in states.items()
         )
-        return gpu_ray.Slot(name, None, None, 0.0, replace(UNKNOWN, song_models=found))
+        return gpu_ray.WorkerSlot(name, None, None, 0.0, replace(UNKNOWN, song_models=found))
 
     pool = gpu_ray.Pool()
     one = worker("one", sft="loaded", turbo="ready")

@@ -8,7 +8,7 @@ import pytest
 
 import estimate
 import model_memory
-from estimate import Song
+from estimate import SongSize
 from model_memory import GB, Sizes, Use
 from tests.weights import CPU
 
@@ -47,7 +47,7 @@ TABLE = [
 
 
 def use(seconds, takes=1):
-    return Use(Song(seconds, takes), loops=True, plans=True)
+    return Use(SongSize(seconds, takes), loops=True, plans=True)
 
 
 @pytest.mark.parametrize(("kind", "free", "sizes", "seconds", "takes", "plan"), TABLE)
@@ -73,7 +73,7 @@ def test_every_plan_needs_less_than_the_one_before():
 
 
 def test_a_songs_memory_grows_with_its_length_its_takes_and_guidance_and_in_32_bits_doubles():
-    song, kept = Song(120), estimate.song_bytes(Song(0))
+    song, kept = SongSize(120), estimate.song_bytes(SongSize(0))
     once = estimate.song_bytes(song) - kept
     for change in ({"duration": 240}, {"takes": 2}):
         assert estimate.song_bytes(replace(song, **change)) - kept == 2 * once

@@ -22,11 +22,11 @@ def studio(**facts: Any) -> Status:
 
 
 def test_the_chosen_writer_comes_before_the_built_in_one_which_writes_english_only():
-    assert page_words.writer_of(studio()) == ""
-    assert page_words.writer_of(studio(songwriter=BUILT_IN)) == "lyrics"
-    assert page_words.writer_of(studio(songwriter=BUILT_IN), "fr") == ""
-    assert page_words.writer_of(studio(songwriter=BUILT_IN, planner=PLANNER), "en") == "inspire"
-    assert page_words.writer_of(studio(songwriter=CHOSEN, planner=PLANNER), "fr") == "lyrics"
+    assert page_words.writing_mode(studio()) == ""
+    assert page_words.writing_mode(studio(songwriter=BUILT_IN)) == "lyrics"
+    assert page_words.writing_mode(studio(songwriter=BUILT_IN), "fr") == ""
+    assert page_words.writing_mode(studio(songwriter=BUILT_IN, planner=PLANNER), "en") == "inspire"
+    assert page_words.writing_mode(studio(songwriter=CHOSEN, planner=PLANNER), "fr") == "lyrics"
 
 
 @pytest.mark.parametrize(
