@@ -1,6 +1,6 @@
 """What a file is that libsndfile cannot read, by its first bytes: a name for people, with its article.
 
-A guess is no fact: "a video file" is said only where a picture track was found.
+A guess is not a fact: "a video file" is said only where a picture track was found.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Problem:
 
 
 class UnknownName(Problem):
-    """A name that is no field; the message quotes it."""
+    """A name that is not a field; the message quotes it."""
 
 
 class StudioError(Exception):
@@ -99,13 +99,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 NO_THREADS = Problem(
     "no_threads",
-    "The system lets the studio start no more threads.",
+    "The system does not let the studio start any more threads.",
     hint="Close other programs, or raise the limit (ulimit -u; pids in a container), and try again.",
 )
 
 
 def is_out_of_threads(error: Exception) -> bool:
-    """Tell whether the system lets this process start no more threads."""
+    """Tell whether the system does not let this process start any more threads."""
     return isinstance(error, RuntimeError) and NO_THREAD in str(error)
 
 

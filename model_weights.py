@@ -140,7 +140,7 @@ def names_to_place() -> list[str]:
         try:
             names.append(parse_model(name))
         except ValueError:
-            log.warning("%s names %s, which is no model", MODELS_VARIABLE, shown(name))
+            log.warning("%s names %s, which is not a model", MODELS_VARIABLE, shown(name))
     return names
 
 

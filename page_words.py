@@ -122,7 +122,7 @@ def shown(status: Status) -> str:
     if not mode:
         del names[WRITE]
         reasons = [status.songwriter.reason(hint=False), status.planner.reason(hint=False)]
-        missing = " ".join([tooltips.NO_SONGWRITER, *dict.fromkeys(filter(None, reasons))])
+        missing = " ".join([tooltips.NOBODY_WRITES, *dict.fromkeys(filter(None, reasons))])
         notes = {name: f"{missing} {note}".strip() for name, note in notes.items()}
     usual = WRITE if mode and not status.is_built_in else NONE
     return theme.words(names, notes, usual)

@@ -20,7 +20,7 @@ _UNSEEN = re.compile(
     "[\u00ad\u034f\u061c\u180e\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )
-# Spaces that are no line break, but for the ideographic one, which is as wide as a letter.
+# Spaces that are not line breaks, except the ideographic one, which is as wide as a letter.
 _SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u2800\u3164\uffa0]")
 _JOINERS = re.compile("[\u200b-\u200d]+")
 _WORD_SPACE = "\u200b"

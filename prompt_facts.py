@@ -124,7 +124,7 @@ _NAMES = (
     r"[♩♪]\s*=",
     r"(?:每分钟|每分鐘|毎分|분당)",
 )
-# What follows a number that is no tempo: "tempo 90s", "tempo 12/8".
+# What follows a number that is not a tempo: "tempo 90s", "tempo 12/8".
 _NO_TEMPO = r"(?![a-zà-ÿа-я\d'’%/]|[.,]\d|-[a-z])"
 _TEMPO = re.compile(
     rf"(?<![\d.,/$€£]){_NUMBERS}[\s-]*(?:{'|'.join(_UNITS)})(?![a-zà-ÿ])|(?:{'|'.join(_NAMES)})\s*{_NUMBERS}"
@@ -169,7 +169,7 @@ def _in_letters(text: str) -> Iterator[Mention]:
 
 
 def _is_note_a(text: str, match: re.Match[str]) -> bool:
-    """Tell whether A is a note, not an article: "a minor detail" is no key."""
+    """Tell whether A is a note, not an article: "a minor detail" is not a key."""
     ends = _AFTER.match(text, match.end()) is not None
     before = text[: match.start()]
     if match[0][0] == "a":

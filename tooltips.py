@@ -146,8 +146,8 @@ MODEL_USES = {
     "base": "Stems: trained to add, take out and complete tracks.",
     "preview": "Built-in: the small engine that comes with the studio.",
 }
-MODEL_RESTORED = "Model is {name} now, which made it."
-MODEL_NOT_HERE = "It was made with {name}, which is not here: the song will be another one."
+MODEL_RESTORED = "Model is set to {name}, which made this song."
+MODEL_NOT_HERE = "It was made with {name}, which is not here, so the song will come out differently."
 A_MINUTE = "A minute of music takes about {seconds} of your {quota} seconds."
 LYRICS_OFF = "Switched off by Instrumental."
 WORDS_OFF = "Kept, but not sung: No voice is chosen."
@@ -172,13 +172,13 @@ ALSO = {  # for static/faces.js
     "off": "{label}: off",
     "value": "{label} {value}",
     "set": "{label}",
-    "remove": "Take back {text}",
+    "remove": "Remove {text}",
 }
 WORDS_LABEL = "Words"
 WORDS = {"write": "Write them for me", "own": "My own", "none": "No voice"}
-NO_SONGWRITER = "Nobody here can write them for you."
+NOBODY_WRITES = "They cannot be written for you here."
 NO_VOICE_HERE = "The built-in engine does not sing. It plays an instrumental."
-NO_OWN_WORDS = "Lyrics are empty. Write what is to be sung, or choose No voice."
+NO_OWN_WORDS = "Lyrics are empty. Write the words to sing, or choose No voice."
 RESULT = "Your songs"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
@@ -296,8 +296,8 @@ def length_in_all(source: float, before: float, after: float) -> str:
 TOKENS = "{used} of {most} tokens, including the song details."
 UNREAD = 'The model does not read "{dropped}".'
 UNREAD_REST = 'The model does not read the last {count} words, from "{dropped} ..." on.'
-BPM_DIFFERS = "The prompt says {prompt} BPM, but BPM is set to {field}, which counts."
-KEY_DIFFERS = "The prompt says {prompt}, but Key is set to {field}, which counts."
+BPM_DIFFERS = "The prompt says {prompt} BPM, but BPM is set to {field}, which takes precedence."
+KEY_DIFFERS = "The prompt says {prompt}, but Key is set to {field}, which takes precedence."
 USE_BPM = "Set BPM to {bpm}"
 HALF_FAILED = (
     "Half precision could not hold the numbers of this song, so it was made again in single precision, as later songs "
@@ -314,7 +314,7 @@ def unread(dropped: str) -> str:
     return UNREAD_REST.format(count=len(words), dropped=" ".join(words[:FEW_WORDS]))
 
 
-FROM_SCRIPT = "Language was set to {language}, by the script of the lyrics."
+FROM_SCRIPT = "Language was set to {language}, based on the script of the lyrics."
 FROM_PROMPT = "From the prompt: {facts}."
 REMOVE_KEY = "Remove it from the prompt"
 SAYS_INSTRUMENTAL = "The prompt says instrumental, but there are lyrics to sing."
@@ -517,8 +517,8 @@ CUT_OFF_HINT = "Make it again: its settings are still here."
 MAKE_AGAIN = "Make it again"
 MADE_BEFORE = "Your song was finished before the studio restarted."
 MADE_BEFORE_HINT = "It is in the output folder."
-NOT_KEPT = "Your last run was finished before the studio restarted, and words are not kept."
-FORGOTTEN = "The studio no longer knows what became of your last run."
+NOT_KEPT = "Your last run finished before the studio restarted, and its words were not kept."
+FORGOTTEN = "The studio no longer knows how your last run ended."
 FINISHED_MEANWHILE = "Your song was finished while you were away."
 STOPPED = "The run stopped early. Your settings are still here; please try again."
 DOWNLOAD_STARTING = "Contacting Hugging Face ..."
@@ -723,7 +723,7 @@ FILLED_IN = "The settings of this take are in the form."
 FROM_LINK = "The link has filled in this form: its settings and seeds make the same song."
 NOT_IN_LINK = "Files are not in a link: add the source, the reference or the LoRAs again."
 BAD_LINK = "This link carries no settings. Ask for it again, and copy all of it."
-CHILD_MADE = "It is under the take that it was made of. Your form has not changed."
+CHILD_MADE = "It is under the take that it was made from. Your form has not changed."
 RETAKEN = "Made again with the same settings and a new seed. Your form has not changed."
 ALIGNMENT = "Alignment score {score:.2f} of 1: how clearly the song follows these words."
 NOTHING_SUNG = "The lyrics have no lines to sing."
@@ -773,7 +773,7 @@ def timed(lines: int) -> str:
 
 
 def kept_for(days: float, gb: float) -> str:
-    """Say how long finished songs can be played and downloaded here; infinite is no limit."""
+    """Say how long finished songs can be played and downloaded here; infinity is no limit."""
     limits = []
     if days < math.inf:
         limits.append(f"for {_count(days, 'day')}")
@@ -797,10 +797,10 @@ DID_NOT_SING = (
 )
 BUILT_IN_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
 BUILT_IN = "built in"
-SMALL_SONGWRITER = "Built-in songwriter: English only, in form and in rhyme, as a first draft."
+SMALL_SONGWRITER = "Built-in songwriter: English only, with form and rhyme, good for a first draft."
 BUILT_IN_SONGWRITER = (
-    "The built-in songwriter keeps to the form: sections, lines that can be sung, rhymes, a chorus that comes back. "
-    "It writes English only, and its lines do not always make sense: take them as a first draft."
+    "The built-in songwriter keeps to the form: sections, singable lines, rhymes, a chorus that returns. "
+    "It writes only English, and its lines do not always make sense: treat them as a first draft."
 )
 PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
@@ -899,7 +899,7 @@ HOST_UNKNOWN = (
     "Use one of its addresses, or 127.0.0.1."
 )
 HOST_ELSEWHERE = (
-    "The studio cannot listen on {host}: that is no address of this machine. "
+    "The studio cannot listen on {host}: that is not an address of this machine. "
     "Use one of its own, or 0.0.0.0 for all of them."
 )
 CANNOT_LISTEN = "The studio cannot listen on {host}, port {port}: {reason}."
@@ -946,7 +946,7 @@ MAKE_HELP = {
     "here": "load the models in this process, even if a studio answers",
     "quiet": "show no progress",
     "source": "the song to work on",
-    "reference": "a song whose timbre is taken on",
+    "reference": "a recording whose sound and voice the song borrows",
     "loras": "LoRAs, each as SOURCE or SOURCE=WEIGHT",
     "regions": "regions, each as START-END in seconds",
     "instrumental": "sing nothing",
@@ -1006,7 +1006,7 @@ CHECK_PLAN_UNPLANNED = "{plan}; the shortest song takes {need}, and the planner 
 CHECK_SELFCHECK_OFF = "Switched off (ACE_STUDIO_SELFCHECK)."
 CHECK_SELFCHECK_NONE = "Not done yet; the first song does it, or ./run.sh --selfcheck."
 CHECK_SELFCHECK_GOOD = "{count} paths agree with the plain ones."
-CHECK_SELFCHECK_BAD = "Switched off here, because the results were others: {names}."
+CHECK_SELFCHECK_BAD = "Switched off here, because the results differed: {names}."
 SELFCHECK_REPORT = """
 It took {seconds} s. To report a problem, paste this into an issue:
 

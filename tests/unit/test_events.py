@@ -63,7 +63,7 @@ def test_a_lack_of_threads_has_a_sentence(monkeypatch):
         threading.Thread().start()
     assert gpu.problem_of(raised.value) == NO_THREADS
     refused = _refusal_of(raised.value, "")
-    assert refused.status_code == 503 and "no more threads" in refused.detail
+    assert refused.status_code == 503 and "any more threads" in refused.detail
 
 
 def test_every_stage_has_its_words_and_its_share():

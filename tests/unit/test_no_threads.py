@@ -1,4 +1,4 @@
-"""Where the system starts no more threads, each way into the studio says so."""
+"""Where the system does not start any more threads, each way into the studio says so."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BODIES = {
 
 
 def refuse(*_: object) -> None:
-    # CPython's own words, where the system starts no more threads.
+    # CPython's own words, where the system does not start any more threads.
     raise RuntimeError("can't start new thread")
 
 
