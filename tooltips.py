@@ -147,7 +147,9 @@ MODEL_USES = {
     "preview": "Built-in: the small engine that comes with the studio.",
 }
 MODEL_RESTORED = "Model is set to {name}, which made this song."
-MODEL_NOT_HERE = "It was made with {name}, which is not here, so the song will come out differently."
+MODEL_NOT_HERE = (
+    "It was made with {name}, which is not here, so the song will come out differently."
+)
 A_MINUTE = "A minute of music takes about {seconds} of your {quota} seconds."
 LYRICS_OFF = "Switched off by Instrumental."
 WORDS_OFF = "Kept, but not sung: No voice is chosen."

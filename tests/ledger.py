@@ -285,7 +285,7 @@ class Ledger:
             _, _, planning = bytes_of()
             model(planning)
             yield Progress("planning")
-            yield SimpleNamespace(entry=lambda *_: {})
+            yield SimpleNamespace(entry=lambda *_: {}, metadata={"language": "en"})
 
         def written(model: Part, *_: Any) -> Iterator[Any]:
             model(SONGWRITER_WORK_BYTES)

@@ -254,7 +254,9 @@ def test_the_script_of_the_lyrics_names_their_language_if_nobody_did(studio, mak
     source = make_source()
     lyrics = "[Verse]\n창가에 비가 내린다"
     found = run(studio, "cover", source, lyrics=lyrics)
-    assert found.record["notes"] == ["Language was set to Korean, by the script of the lyrics."]
+    assert found.record["notes"] == [
+        "Language was set to Korean, based on the script of the lyrics."
+    ]
     assert found.record["details"] == {"language": {"value": "ko", "source": "lyrics"}}
     named = run(studio, "cover", source, lyrics=lyrics, language="ko")
     assert named.record["notes"] == [] and "details" not in named.record
