@@ -155,7 +155,7 @@ LYRICS = {
     "tone": "The mood, such as wistful or playful{length}.",
     "seed": "The same seed gives the same lyrics, {range}; -1 picks one.",
 }
-REFERENCE = "An audio file whose timbre the song takes on."
+REFERENCE = "An audio file whose timbre the song borrows."
 SOURCE = (
     f"The song to work on: a WAV, FLAC, MP3, OGG or AIFF file of 1 to {MAX_SOURCE_SECONDS} seconds."
 )

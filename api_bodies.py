@@ -22,7 +22,9 @@ FREE_BYTES = 2**16  # at the start of each body, which are not counted
 TO_DISK = ("/upload", "/release_task")  # routes that write the files of a form while they arrive
 FULL = "The studio is reading too many large requests. Try again in a moment."
 BROKEN_OFF = "The connection closed before the whole body arrived."
-TOO_SLOW = "The body of the request arrived too slowly and was given up. Try again."
+TOO_SLOW = (
+    "The body of the request arrived too slowly, so the studio stopped reading it. Try again."
+)
 
 
 class Bodies:

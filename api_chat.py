@@ -105,7 +105,7 @@ class Chat:
         body = json_object(await read_body(request, MOST_BYTES))
         message = message_in(body)
         if not message.text.strip() and not message.sounds:
-            raise HTTPException(400, "The last message of the user is empty.")
+            raise HTTPException(400, "The last user message is empty.")
         LocalContext.request.set(gr.Request(request))
         owner = self.official.owner(request)
         run = await asyncio.to_thread(self._start, body, message, owner)
@@ -129,11 +129,11 @@ def message_in(body: Mapping[str, Any]) -> Message:
     """Return the user's last message; raises HTTPException if there is none."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise HTTPException(400, "messages must be a list that has a message of the user.")
+        raise HTTPException(400, "messages must be a list with a user message.")
     for message in reversed(messages):
         if isinstance(message, Mapping) and message.get("role") == "user":
             return _message(message.get("content"))
-    raise HTTPException(400, "messages has no message of the user.")
+    raise HTTPException(400, "messages has no user message.")
 
 
 def _message(content: Any) -> Message:

@@ -36,7 +36,7 @@ def described_body(**fields: str) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
-QUERY = described_body(task_id_list="a list of task ids, or a JSON text of one", ai_token="a key")
+QUERY = described_body(task_id_list="a list of task ids, or one as JSON text", ai_token="a key")
 SAMPLE = described_body(
     query="the idea of a song",
     instrumental="whether nobody sings",

@@ -62,7 +62,7 @@ TOO_LARGE = (
 )
 NO_ROOM = "The studio has no room for this file. Try again later, or with a smaller one."
 BUSY = f"{MOST_AT_ONCE} uploads are arriving already. Try again in a moment."
-TOO_SLOW = "The upload arrived too slowly and was given up. Try again."
+TOO_SLOW = "The upload arrived too slowly, so the studio stopped reading it. Try again."
 
 
 def most_bytes(name: str) -> int:

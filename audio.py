@@ -485,7 +485,7 @@ def _stereo_blocks(file: sf.SoundFile, promised: int | None = None) -> Iterator[
 def _mixed_down(block: np.ndarray, layouts: Mapping[int, str]) -> np.ndarray:
     """Return a block [samples, channels], whose channels are as `layouts` say, as [samples, 2]."""
     if not peak_of(block) <= _LOUDEST:  # also false for NaN
-        message = "The file contains samples that are not numbers or far beyond full scale."
+        message = "The file contains samples that are not numbers, or are far beyond full scale."
         raise AudioError(message, _AGAIN)
     channels = block.shape[1]
     # Mono, and more than eight channels, which have no known positions, go to both sides.

@@ -110,5 +110,5 @@ def opened(path: Path, media: Media) -> Iterator[Sound]:
         if not codec.sample_rate:
             raise Unreadable("contains no sound")
         if codec.name not in CODECS:
-            raise Unreadable(f"holds sound of a kind that is not read here ({codec.name})")
+            raise Unreadable(f"has sound in a format that cannot be read here ({codec.name})")
         yield Sound(codec.sample_rate, codec.channels, file, stream)

@@ -437,7 +437,7 @@ def run(
             pool.drop(slot)
             if attempt == 2:
                 message = "Two workers in a row died while they were making this song."
-                hint = "Try fewer takes or a shorter song; the logs of Ray tell why they died."
+                hint = "Try fewer takes or a shorter song; Ray's logs say why they died."
                 raise StudioError("ray_died", message, hint=hint) from error
         finally:
             pool.give_back(slot)

@@ -208,7 +208,7 @@ QUOTA = "Your GPU time on ZeroGPU is used up for now."
 # problem, in which {0}, {1} ... are the pattern's groups. The first row that matches counts.
 ERRORS = (
     ("ZeroGPU worker error: GPU task aborted$",
-     "gpu_aborted", "The GPU worker ended unexpectedly, maybe because its memory was full.", AGAIN_OR_LESS),
+     "gpu_aborted", "The GPU worker ended unexpectedly, perhaps because it ran out of memory.", AGAIN_OR_LESS),
     ("ZeroGPU worker error: (.{0,80})",
      "gpu_failed", "The GPU worker failed with an unexpected error ({0}).",
      f"{AGAIN}; the log of the Space has the details."),

@@ -304,7 +304,7 @@ _KEY = re.compile(
 _UNSUPPORTED_KEYS = (
     (re.compile(r"\.lora_magnitude_vector\b"), _DORA),
     (re.compile(r"\.hada_w[12]"), "is a LoHa"),
-    (re.compile(r"\.(oft_\w+|boft_\w+|ia3_l|vera_\w+)\b"), "is of another kind than LoRA"),
+    (re.compile(r"\.(oft_\w+|boft_\w+|ia3_l|vera_\w+)\b"), "is another kind of adapter, not a LoRA"),
     (re.compile(r"\.(lokr_t[12]|lora_mid)\b"), "adapts convolutions"),
     (re.compile(r"\.(diff|diff_b|modules_to_save)\b"), "holds whole layers"),
     (re.compile(r"\.(bias|lora_bias)$"), "changes biases"),
@@ -544,7 +544,7 @@ def _check_fit(layers: list[Layer], widths: Widths | None, made_for: str) -> Non
             "lora_unfit", rest, "A LoRA works only on the size of model that it was trained on."
         )
     if widths is None:
-        has = "has another width there, in XL as in 2B"
+        has = "has a different width there, in XL and 2B alike"
     elif layer.module in widths:
         out_width, in_width = widths[layer.module]
         has = f"has {out_width} by {in_width} there"

@@ -157,5 +157,5 @@ def _stray_heading(line: str) -> str:
     if heading is not None:
         return f"{shown(line)} would be sung; write the section as {heading}."
     if not tags and repeated(line)[1] > 1:
-        return "How often a line comes would be sung; write it as often."
+        return "A repeat count would be sung; write the line out that many times."
     return ""

@@ -354,7 +354,7 @@ class Fetch:
                 digest.update(piece)
         if digest.hexdigest() != file.hash:
             path.unlink()
-            damaged = f"{file.name} was damaged on the way."
+            damaged = f"{file.name} was damaged in transit."
             raise StudioError("download_broken", damaged, hint="Please start the download again.")
 
     def _link(self) -> None:

@@ -543,7 +543,7 @@ class Slot:
 # The three dtypes of a device, if they are the same.
 IN_FLOAT32 = ("float32",) * 3
 IN_BFLOAT16 = ("bfloat16",) * 3
-SMALL = "in float32: the preview is small."
+SMALL = "in float32: the built-in engine is small."
 NO_GPU = "Runs on the processor: no NVIDIA or Apple GPU was found."
 
 
@@ -594,7 +594,7 @@ def _apple_device(is_small: bool) -> Device:
 
 def _processor_for(weights: Weights) -> Device:
     """Return the processor with the dtypes in which it is fastest, and for which there is enough memory."""
-    slow = "Songs take very long here."
+    slow = "Songs take very long to make here."
     pace = bfloat16_pace()
     if pace >= MUCH_FASTER:
         reason = f"{NO_GPU} Uses bfloat16, in which this processor multiplies {pace:.0f} times as fast. {slow}"

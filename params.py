@@ -219,7 +219,7 @@ class GenerateOptions(Options):
 class GenerateRequest(SongRequest, mode="generate"):
     # None lets the planner or the lyrics decide.
     duration: Annotated[float | None, number_or_none("duration")] = usual("duration")
-    reference: str | None = None  # an audio file whose timbre the song takes on
+    reference: str | None = None  # an audio file whose timbre the song borrows
     options: GenerateOptions = Field(default_factory=GenerateOptions)
 
     def song_seconds(self, source: float) -> float:

@@ -57,7 +57,7 @@ PRUNE_SECONDS = 3600.0
 PRUNE_RUNS = 200
 PACE_MEMORY = 0.3  # the weight of the latest run in the pace
 
-NO_RUN = Problem("no_run", "There is no such run, or it is too long ago.", hint="Check its id.")
+NO_RUN = Problem("no_run", "There is no such run, or it ended too long ago.", hint="Check its id.")
 NO_TAKE = Problem(
     "no_take", "This take is not in the output folder any more.", hint="Make the song again."
 )

@@ -155,8 +155,8 @@ def test_the_planners_headers_take_no_lyrics_with_them(raw: str, lyrics: str) ->
         ("CHORUS (x2)", 1, "[Chorus - x2]", "[Chorus - x2]"),
         ("Chorus x2:", 1, "[Chorus - x2]", "[Chorus - x2]"),
         ("Verse 1 (2x)", 1, "[Verse 1 - x2]", "[Verse 1 - x2]"),
-        ("[Verse]\nLet it rain (x2)", 2, "as often", "[Verse]\nLet it rain\nLet it rain"),
-        ("[Verse]\nLet it rain (3x)", 2, "as often", "[Verse]" + "\nLet it rain" * 3),
+        ("[Verse]\nLet it rain (x2)", 2, "repeat count", "[Verse]\nLet it rain\nLet it rain"),
+        ("[Verse]\nLet it rain (3x)", 2, "repeat count", "[Verse]" + "\nLet it rain" * 3),
         ("[Verse]\n• Let it rain", 2, "bullet", "[Verse]\nLet it rain"),
         ("[Verse]\n\uf0b7\tLet it rain", 2, "bullet", "[Verse]\nLet it rain"),
         ("[Verse]\n- Let it rain", 2, "bullet", "[Verse]\nLet it rain"),
@@ -170,7 +170,7 @@ def test_what_word_processors_add_is_advised_on_and_mended(
     assert any(each.line == line and said in each.message for each in lint(pasted)), lint(pasted)
     assert mended(pasted) == better == mended(better)
     assert is_mendable(pasted) is ("  " not in pasted) and not is_mendable(better)
-    assert not any("bullet" in each.message or "as often" in each.message for each in lint(better))
+    assert not any("bullet" in each.message or "repeat count" in each.message for each in lint(better))
 
 
 def test_mending_leaves_what_is_sung() -> None:
