@@ -128,8 +128,8 @@ def _entries_of_files(runs: Runs, facts: Mapping[str, Any], asked: Asked) -> lis
     entries = []
     seeds = [Stored.from_record(record).seed for _, _, record in found]
     for number, path, record in found:
-        takes = record.get("takes")
-        take = takes[0] if isinstance(takes, list) and takes else {}
+        takes = Stored.from_record(record).takes
+        take = takes[0] if takes else {}
         entries.append(
             _take_entry(facts["run"], number, {**take, "name": path.name}, record, seeds, asked)
         )
@@ -167,30 +167,20 @@ def _take_entry(
         "prompt": prompt,
         "lyrics": lyrics,
         "metas": metas,
-        "generation_info": _info(record, take, asked),
+        "generation_info": _info(stored, take, asked),
         "seed_value": ",".join(str(seed) for seed in seeds),
         "lm_model": str(stored.plan.get("model") or ""),
-        "dit_model": _model_in(record),
+        "dit_model": str(stored.model or ""),
     }
 
 
-def _model_in(record: Mapping[str, Any]) -> str:
-    model = record.get("model")
-    if isinstance(model, Mapping):
-        return str(model.get("id", ""))
-    return ""
-
-
-def _info(record: Mapping[str, Any], take: Mapping[str, Any], asked: Asked) -> str:
+def _info(stored: Stored, take: Mapping[str, Any], asked: Asked) -> str:
     """Return what ran, and the notes on what was changed, a line each."""
-    sampling = record.get("sampling")
-    lines = [f"{ENGINE}, {_model_in(record)}"]
-    if isinstance(sampling, Mapping):
+    lines = [f"{ENGINE}, {stored.model or ''}"]
+    if stored.sampling:
         named = ("steps", "guidance", "shift", "sampler")
-        lines.append(", ".join(f"{name} {sampling.get(name)}" for name in named))
-    notes = record.get("notes")
-    warnings = take.get("warnings")
-    for more in (asked.notes, notes, warnings):
+        lines.append(", ".join(f"{name} {stored.sampling.get(name)}" for name in named))
+    for more in (asked.notes, stored.notes, take.get("warnings")):
         if isinstance(more, list | tuple):
             lines += [str(note) for note in more]
     return "\n".join(lines)

@@ -304,7 +304,10 @@ _KEY = re.compile(
 _UNSUPPORTED_KEYS = (
     (re.compile(r"\.lora_magnitude_vector\b"), _DORA),
     (re.compile(r"\.hada_w[12]"), "is a LoHa"),
-    (re.compile(r"\.(oft_\w+|boft_\w+|ia3_l|vera_\w+)\b"), "is another kind of adapter, not a LoRA"),
+    (
+        re.compile(r"\.(oft_\w+|boft_\w+|ia3_l|vera_\w+)\b"),
+        "is another kind of adapter, not a LoRA",
+    ),
     (re.compile(r"\.(lokr_t[12]|lora_mid)\b"), "adapts convolutions"),
     (re.compile(r"\.(diff|diff_b|modules_to_save)\b"), "holds whole layers"),
     (re.compile(r"\.(bias|lora_bias)$"), "changes biases"),

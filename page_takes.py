@@ -75,14 +75,17 @@ class Made:
         return f"{self.run}/{self.number}" if self.run else self.file
 
     @property
+    def stored(self) -> Stored:
+        return Stored.from_record(self.record)
+
+    @property
     def plan(self) -> Mapping[str, Any]:
         """Return what the planner planned, empty if the song has no plan."""
-        plan = self.record.get("plan") or {}
-        return plan if plan.get("used") else {}
+        return self.stored.plan if self.stored.is_planned else {}
 
     def song(self) -> dict[str, Any]:
         """Return what the song was made with: the visitor's own values, the plan's, or what the prompt named."""
-        stored = Stored.from_record(self.record)
+        stored = self.stored
         facts = {name: stored.song_detail(name) for name in (*prompt_facts.FIELDS, "language")}
         for name, value in facts.items():
             facts[name] = value or getattr(self.request, name)
@@ -256,8 +259,7 @@ def _bar_seconds(bpm: int | None, time_signature: str) -> float:
 
 def _is_draft(made: Made) -> bool:
     """Tell whether best quality would make more of the take; a turbo checkpoint knows one quality."""
-    is_turbo = made.record.get("sampling", {}).get("turbo", False)
-    return made.request.quality == "draft" and not is_turbo
+    return made.request.quality == "draft" and not made.stored.sampling.get("turbo")
 
 
 def _title(made: Made) -> str:
@@ -285,8 +287,8 @@ def _settings(made: Made) -> dict[str, Any]:
 
 
 def _picture(made: Made, peaks: str) -> str:
-    key = Stored.from_record(made.record).key
-    return audio_export.picture_for_page(audio_waveform.decoded(peaks), made.take["seed"], key)
+    waveform = audio_waveform.decoded(peaks)
+    return audio_export.picture_for_page(waveform, made.take["seed"], made.stored.key)
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -501,7 +503,7 @@ def timing(made: Made) -> AlignRequest:
         "source": made.file,
         "seed": made.take["seed"],
         "planned": bool(made.plan),
-        "steps": made.record.get("sampling", {}).get("steps"),
+        "steps": made.stored.sampling.get("steps"),
     }
     asked = parse_request("align", values)
     assert isinstance(asked, AlignRequest)

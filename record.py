@@ -368,7 +368,10 @@ class Stored:
     request: Mapping[str, Any]
     options: Mapping[str, Any]
     audio: Mapping[str, Any]
+    sampling: Mapping[str, Any]
     plan: Mapping[str, Any]
+    takes: Sequence[Any]
+    notes: Sequence[Any]
     details: Mapping[str, Any]
     model: Any  # the id of the song model
     seed: Any  # None unless the record is of a single take, as that in a file is
@@ -389,7 +392,10 @@ class Stored:
             request=request,
             options=_mapping(request.get("options")),
             audio=_mapping(record.get("audio")),
+            sampling=_mapping(record.get("sampling")),
             plan=_mapping(record.get("plan")),
+            takes=takes,
+            notes=_sequence(record.get("notes")),
             details=_mapping(record.get("details")),
             model=_mapping(record.get("model")).get("id"),
             seed=seed,

@@ -170,7 +170,9 @@ def test_what_word_processors_add_is_advised_on_and_mended(
     assert any(each.line == line and said in each.message for each in lint(pasted)), lint(pasted)
     assert mended(pasted) == better == mended(better)
     assert is_mendable(pasted) is ("  " not in pasted) and not is_mendable(better)
-    assert not any("bullet" in each.message or "repeat count" in each.message for each in lint(better))
+    assert not any(
+        "bullet" in each.message or "repeat count" in each.message for each in lint(better)
+    )
 
 
 def test_mending_leaves_what_is_sung() -> None:
