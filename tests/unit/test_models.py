@@ -29,7 +29,7 @@ DEVICES = {
         ("cuda", *NARROW),
         ("NVIDIA H200", "bfloat16"),
     ),
-    "cuda preview": ({"cuda": "NVIDIA H200"}, PREVIEW, 0, ("cuda", *WIDE), ("preview",)),
+    "cuda preview": ({"cuda": "NVIDIA H200"}, PREVIEW, 0, ("cuda", *WIDE), ("built-in engine",)),
     "old card": (
         *({"cuda": "Tesla T4", "native": False}, REAL, 0),
         *(("cuda", "float32", "float16", "float32"), ("Tesla T4", "float16", "float32")),
@@ -42,7 +42,7 @@ DEVICES = {
         ("ZeroGPU",),
     ),
     "apple": ({"mps": True}, REAL, 0, ("mps", "bfloat16", "bfloat16", "float32"), ("Apple",)),
-    "apple preview": ({"mps": True}, PREVIEW, 0, ("mps", *WIDE), ("preview",)),
+    "apple preview": ({"mps": True}, PREVIEW, 0, ("mps", *WIDE), ("built-in engine",)),
     "old macOS": ({"mps": True, "macos": 13}, REAL, 0, ("mps", *WIDE), ("macOS 14",)),
     "processor preview": ({}, PREVIEW, 0, ("cpu", *WIDE), ("no NVIDIA or Apple GPU",)),
     "processor": ({}, REAL, 64, ("cpu", *WIDE), ("float32",)),

@@ -133,7 +133,7 @@ def test_a_record_of_another_model_says_what_changes_and_tracks_choose_stems():
     name = page_form.settings("generate", record).values["options.model"]
     assert name == "org/turbo" and page_fields.choice_of(name, status) == "turbo"
     said = {name: page_fields.another_model(name, status) for name in (name, "", "org/sft", "base")}
-    assert "Model is Fast now" in said[name] and not said[""] and not said["org/sft"]
+    assert "Model is set to Fast" in said[name] and not said[""] and not said["org/sft"]
     assert "base, which is not here" in said["base"]
     # Stems is not here, and actions with tracks stay with the studio's own.
     assert page_edit.model_for("layer", "", status) == ""
