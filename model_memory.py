@@ -333,9 +333,20 @@ class Placing:
 
     def text(self) -> str:
         """Return the plan in words; before the first job, the one for a typical song."""
+        return TEXTS[self.plan or self._choose(self._typical(), "auto").plan]
+
+    def _typical(self) -> Use:
         loaded = self._models
-        usual = Use(song_of(loaded.weights, loaded.device(), USUAL_SECONDS), loops=True, plans=True)
-        return TEXTS[self.plan or self._choose(usual, "auto").plan]
+        song = song_of(loaded.weights, loaded.device(), USUAL_SECONDS)
+        return Use(song, loops=True, plans=True)
+
+    def begin_typical(self) -> None:
+        """Choose and adopt the plan for a typical song with a plan; raises StudioError if it does not fit."""
+        self.use = self._typical()
+        choice = self._choose(self.use, "auto")
+        if choice.problem:
+            raise StudioError.from_problem(choice.problem)
+        self._adopt(self._models.device().kind, choice)
 
     def begin(
         self,

@@ -265,11 +265,15 @@ def _switch_off(loaded: models.Models, check: Check, finding: Finding) -> None:
 
 
 def everything(loaded: models.Models, placing: model_memory.Placing) -> Iterator[Finding]:
-    """Check again every path that these models can take; raises StudioError without a song model."""
+    """Check again every path that these models can take; raises StudioError without a song model, or room for one.
+
+    They lie where the memory plan of a typical song has them.
+    """
     forget(loaded)
     device = loaded.device()
     for name in model_memory.plans_on(device):
         yield from _found_by(loaded, plan(loaded, name))
+    placing.begin_typical()
     placing.for_song()
     yield from _found_by(loaded, _prove_song(loaded, loaded.pipeline()))
     if loaded.planner.weights.folder is not None:

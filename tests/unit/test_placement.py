@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import model_memory
+import selfcheck
+from estimate import planner_bytes, song_bytes
+from events import StudioError
 from model_memory import GB
-from tests.ledger import Ledger
+from tests.ledger import Ledger, Part
 
 LONG = {"duration": 240.0, "takes": 4}
 UNPLANNED = {"options": {"plan": False}}
@@ -143,6 +147,46 @@ def test_a_forced_plan_uses_no_more_than_was_counted_either(kind, plan, tmp_path
         job(ledger, "generate", **forced),
     ]
     assert done == ["", "", ""]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_self_check_keeps_to_the_plan_of_a_typical_song(kind, tmp_path, monkeypatch):
+    """What it computes is left out here; where the models lie meanwhile is the studio's own doing."""
+    ledger = Ledger(kind, None, tmp_path, monkeypatch)
+    monkeypatch.setenv(selfcheck.SETTING, "on")
+    monkeypatch.setattr(selfcheck, "file", lambda: tmp_path / selfcheck.FILE)
+    monkeypatch.setattr(selfcheck, "_device_name", lambda kind: "a test")
+    monkeypatch.setattr(selfcheck, "plan_checks", lambda *given: [])
+    monkeypatch.setattr(Part, "vocabulary", SimpleNamespace(code_ids=None), raising=False)
+
+    def stand_in(path: str, work: Any) -> Any:
+        def compare() -> float:
+            ledger.look(work(ledger.studio.placing.use.song))
+            return 0.0
+
+        return lambda *given: [selfcheck.Check(path, 0.0, compare, lambda: None)]
+
+    monkeypatch.setattr(selfcheck, "song_checks", stand_in("windows", song_bytes))
+    monkeypatch.setattr(selfcheck, "planner_checks", stand_in("joined", planner_bytes))
+    found = {}
+    for room in ROOMS:
+        ledger.room = room * GB
+        ledger.used = 0
+        loaded = ledger.studio.models
+        loaded.unload_pipeline()
+        loaded.planner.unload()
+        placing = ledger.studio.placing = model_memory.Placing(loaded)
+        try:
+            paths = [finding.path for finding in selfcheck.everything(loaded, placing)]
+        except StudioError as error:
+            assert (error.problem.code, ledger.used) == ("out_of_memory", 0)
+            continue
+        assert paths == ["windows", "joined"]
+        assert 0 < ledger.used <= placing.choice.need, f"{room} GB"
+        assert loaded.layout == model_memory.layout_of(kind, placing.plan)
+        found[room] = placing.plan
+        assert ledger.run("generate").plan == placing.plan
+    assert set(found.values()) == set(model_memory.LADDERS[kind])
 
 
 # --- the table of docs/performance.md --------------------------------------------------------------------------------
