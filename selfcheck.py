@@ -73,6 +73,8 @@ WORDS = {
     "fp8": "weights in 8 bits",
     "fast8": "products in 8 bits",
 }
+# There is nothing to switch off: a disagreement is only reported.
+REPORTED = ("cancel",)
 # The real model's frames of a song, seconds of music and rows are those of a guided song.
 ROWS = 2
 CONDITION = 60  # tokens
@@ -260,7 +262,8 @@ def _finding(check: Check) -> Finding | None:
 def _switch_off(loaded: models.Models, check: Check, finding: Finding) -> None:
     check.switch_off()
     if check.path not in loaded.distrusted:
-        log.warning("Switched off on this machine: %s", finding.line())
+        beginning = "Found" if check.path in REPORTED else "Switched off"
+        log.warning("%s on this machine: %s", beginning, finding.line())
     loaded.distrusted[check.path] = WORDS[check.path]
 
 
@@ -331,7 +334,7 @@ def _vae_checks(pipe: Any, kind: str) -> Iterator[Check]:
         yield Check("vae", near, lambda: _vae(pipe), use_processor)
 
 
-CANCEL_BOUND = 0.01  # of the memory in use
+CANCEL_BOUND = 0.01  # of the transformer
 
 
 @contextlib.contextmanager
@@ -567,12 +570,20 @@ def _sum_in_order() -> None:
 
 
 def _cancel(pipe: Any) -> float:
-    """Return the share of memory that a song leaves which is cancelled after a step."""
-    models.free_memory()
-    before = _allocated(pipe)
+    """Return what a song keeps that is cancelled after a step, as a share of the transformer's bytes.
+
+    Parts that are offloaded are away before and after: which one worked last says nothing.
+    """
+    before = _kept(pipe)
     _cancelled_song(pipe)
+    size = sum(parameter.nbytes for parameter in pipe.transformer.parameters())
+    return max(_kept(pipe) - before, 0) / size
+
+
+def _kept(pipe: Any) -> int:
+    model_offload.bring(pipe, "")
     models.free_memory()
-    return max(_allocated(pipe) - before, 0) / max(before, 1)
+    return _allocated(pipe)
 
 
 def _cancelled_song(pipe: Any) -> None:
@@ -952,10 +963,16 @@ def forget(loaded: models.Models) -> None:
 
 
 def summary(loaded: models.Models) -> str:
-    """Return a sentence on what is switched off here, "" if nothing is."""
-    if not loaded.distrusted:
-        return ""
-    return f"Switched off on this machine, where it gave other results: {', '.join(loaded.distrusted.values())}."
+    """Return what is switched off here and what is only reported, in sentences; "" if nothing is."""
+    off = [words for path, words in loaded.distrusted.items() if path not in REPORTED]
+    sentences = []
+    if off:
+        sentences.append(
+            f"Switched off on this machine, where it gave other results: {', '.join(off)}."
+        )
+    if "cancel" in loaded.distrusted:
+        sentences.append("A cancelled song does not give all of its memory back on this machine.")
+    return " ".join(sentences)
 
 
 def remembered(loaded: models.Models) -> list[Finding]:

@@ -408,6 +408,29 @@ def test_memory_that_a_cancelled_song_keeps_is_reported(fresh, right, monkeypatc
     assert made is not None and np.allclose(made, right, atol=NEAR)
 
 
+@pytest.mark.slow
+def test_a_cancelled_song_keeps_nothing_where_parts_are_offloaded(
+    loaded, tiny, monkeypatch, tmp_path
+):
+    parts = models.build_pipeline(weights_in(tiny), CPU, models.Layout(in_parts=True))
+    offload = model_offload.offload_of(parts)
+    kept = []
+
+    def allocated(pipe):
+        there = offload._parts.get(offload.on_device)
+        lying = sum(each.nbytes for each in there.parameters()) if there is not None else 0
+        return lying + sum(each.nbytes for each in kept)
+
+    monkeypatch.setattr(selfcheck, "_allocated", allocated)
+    (check,) = (each for each in selfcheck.song_checks(parts, "cuda") if each.path == "cancel")
+    selfcheck._decoded(parts, selfcheck._latents(parts, 16), 64)  # the VAE is there
+    assert finding_of(check).difference == 0.0
+    parts.transformer.register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
+    list(selfcheck._prove(loaded, "song", [check], dict))
+    sentence = selfcheck.summary(loaded)
+    assert "cancelled song" in sentence and "Switched off" not in sentence
+
+
 # --- constants ----------------------------------------------------------------------------------------------------
 
 
