@@ -209,7 +209,7 @@ def card(made: Made, can_time: bool, origin: Origin | None = None) -> dict[str, 
 
 def _made_from(made: Made) -> str:
     """Return the hash of the take that was the source, whole or up to a moment; "" without a source."""
-    source = (made.record.get("audio") or {}).get("source") or {}
+    source = made.stored.audio.get("source") or {}
     path = getattr(made.request, "source", "")
     if path and Path(path).is_file():
         cut = (audio_export.read_record(path) or {}).get(CUT_FROM, "")

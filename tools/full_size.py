@@ -320,7 +320,7 @@ def rehearse(
         own = {"ACE_STUDIO_PLANNER": "off", "ACE_STUDIO_LYRICS": "off", "ACE_STUDIO_OUTPUT": folder}
         os.environ.update({**own, **{name: str(place) for name, place in places.items()}})
         import backend
-        from tools.bench_cases import write_source
+        from tools.bench import write_source
 
         studio = backend.get_backend()
         device = studio.models.device()

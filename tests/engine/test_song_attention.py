@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import estimate
 import song_attention
-from tools import bench_loop
+from tools import bench_models
 
 TAKES = 2
 # Velocities of about unit spread: float32 rounds windows and the dense mask apart by 3e-6 (measured with SSE, AVX2 and
@@ -19,14 +19,14 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def transformer():
     torch.manual_seed(0)
-    return bench_loop.build("small", 3)
+    return bench_models.build("small", 3)
 
 
 def step(transformer, frames, windows=True, guided=True, inputs=None):
     """Return a step's velocities, in windows or by the stock transformer."""
     torch.manual_seed(1)
-    inputs = inputs or bench_loop.inputs_of(transformer, frames, TAKES)
-    return (bench_loop.studio_step if windows else bench_loop.stock_step)(
+    inputs = inputs or bench_models.inputs_of(transformer, frames, TAKES)
+    return (bench_models.studio_step if windows else bench_models.stock_step)(
         transformer, inputs, guided
     )
 
@@ -52,13 +52,13 @@ def test_queries_in_parts_give_what_they_give_together(transformer, monkeypatch)
 @pytest.mark.numbers
 def test_a_condition_that_is_not_cached_gives_the_same(transformer):
     """As the alignment of lyrics calls the transformer, with hooks on the cross-attention."""
-    inputs, heard = bench_loop.inputs_of(transformer, 600, TAKES), []
+    inputs, heard = bench_models.inputs_of(transformer, 600, TAKES), []
     cross = transformer.layers[1].cross_attn
     hook = cross.register_forward_pre_hook(
         lambda _, __, named: heard.append(sorted(named)), with_kwargs=True
     )
     with hook:
-        ours = bench_loop.call(transformer, inputs, inputs.condition.rows(TAKES), 1)
+        ours = bench_models.call(transformer, inputs, inputs.condition.rows(TAKES), 1)
     assert torch.allclose(
         ours, step(transformer, 600, windows=False, guided=False, inputs=inputs), atol=TOLERANCE
     )
@@ -103,14 +103,14 @@ def one_thread():
 def test_the_memory_estimate_is_what_a_step_takes(transformer, one_thread, seconds):
     config = transformer.config
     song = estimate.SongSize(
-        seconds, TAKES, config=config, number_bytes=4, condition=bench_loop.CONDITION_TOKENS
+        seconds, TAKES, config=config, number_bytes=4, condition=bench_models.CONDITION_TOKENS
     )
-    measured = bench_loop.peak_bytes(lambda: step(transformer, 25 * seconds))
+    measured = bench_models.peak_bytes(lambda: step(transformer, 25 * seconds))
     assert estimate.song_bytes(song) == pytest.approx(measured, rel=0.25)
 
 
 def test_the_condition_is_projected_once_and_the_unconditional_half_asks_nothing(transformer):
-    inputs, keys, queries = bench_loop.inputs_of(transformer, 600, TAKES), [], []
+    inputs, keys, queries = bench_models.inputs_of(transformer, 600, TAKES), [], []
     attn = transformer.layers[1].cross_attn
     with (
         attn.to_k.register_forward_hook(lambda *_: keys.append(1)),

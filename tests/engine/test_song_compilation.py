@@ -16,13 +16,13 @@ import song_compilation
 from tests.engine.songs import samples_of, song
 from tests.program import ROOT
 from tests.waiting import until
-from tools import bench_loop
+from tools import bench_models
 
 
 @pytest.fixture
 def transformer():
     torch.manual_seed(0)
-    made = bench_loop.build("small", 3)
+    made = bench_models.build("small", 3)
     made.compiled = song_compilation.Compiled(made)
     return made
 
@@ -38,7 +38,7 @@ SETTINGS = [
 def test_an_unusable_setting_is_a_warning_and_changes_nothing(
     monkeypatch, caplog, asked, on_zerogpu, said
 ):
-    made = bench_loop.build("small", 1)
+    made = bench_models.build("small", 1)
     monkeypatch.setenv("ACE_STUDIO_COMPILE", asked)
     monkeypatch.setattr(song_compilation, "on_zerogpu", lambda: on_zerogpu)
     song_compilation.set_up(made)
@@ -52,20 +52,20 @@ from tests.engine.zerogpu_studio import patch_torch
 patch_torch()
 import huggingface_hub, spaces, torch
 import song_attention, song_compilation
-from tools import bench_loop, compile_layers
+from tools import bench_models, compile_layers
 
 folder = Path(sys.argv[1])
 torch.manual_seed(0)
-made = bench_loop.build("small", 4)
+made = bench_models.build("small", 4)
 compile_layers.write(made, folder, (1,))
 huggingface_hub.snapshot_download = lambda repo_id, **_: folder
 song_compilation.on_zerogpu = lambda: True
 song_compilation.set_up(made)
 
 def differ(frames, takes=1, guided=True):
-    inputs = bench_loop.inputs_of(made, frames, takes)
-    stock = bench_loop.stock_step(made, inputs, guided)
-    return float((bench_loop.studio_step(made, inputs, guided) - stock).abs().max())
+    inputs = bench_models.inputs_of(made, frames, takes)
+    stock = bench_models.stock_step(made, inputs, guided)
+    return float((bench_models.studio_step(made, inputs, guided) - stock).abs().max())
 
 # Every layer has weights of its own; in turn, at three lengths, guided and not.
 for _ in range(2):
@@ -99,9 +99,10 @@ def test_packages_compiled_ahead_of_time_compute_every_layer_with_its_own_weight
 
 def differ(transformer, frames: int) -> float:
     """Return how far a guided step is from the stock transformer's."""
-    inputs = bench_loop.inputs_of(transformer, frames, 1)
+    inputs = bench_models.inputs_of(transformer, frames, 1)
     sides = (
-        side(transformer, inputs, True) for side in (bench_loop.studio_step, bench_loop.stock_step)
+        side(transformer, inputs, True)
+        for side in (bench_models.studio_step, bench_models.stock_step)
     )
     return float(torch.sub(*sides).abs().max())
 

@@ -11,7 +11,7 @@ import song_codec
 import song_conditions
 import song_loop
 from tests.engine.songs import result_of
-from tools import bench_loop
+from tools import bench_models
 
 FRAME = 1920
 SECONDS = 3.3
@@ -104,7 +104,7 @@ def test_a_long_song_equals_the_pipeline(pipe_xl, changes):
         "cfg_start": "cfg_interval_start",
         "cfg_end": "cfg_interval_end",
     }
-    with bench_loop.stock(pipe_xl.transformer):
+    with bench_models.stock(pipe_xl.transformer):
         theirs = stock(
             pipe_xl, words=LONG, **{names.get(name, name): value for name, value in changes.items()}
         )
@@ -237,7 +237,7 @@ def test_blending_a_long_song_takes_little_memory():
     clean, new = torch.zeros(1, 15_000, 1), torch.ones(1, 15_000, 1, dtype=torch.bool)
     new[:, :500] = new[:, 7_000:7_003] = False
     keep, blended = song_loop.Keep(new, clean, 0, 3), []
-    assert bench_loop.peak_bytes(lambda: blended.append(song_loop.blend(clean + 1, keep))) < 5e6
+    assert bench_models.peak_bytes(lambda: blended.append(song_loop.blend(clean + 1, keep))) < 5e6
     assert blended[0][0, 495:501, 0].tolist() == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
     assert blended[0][0, 6_999:7_004, 0].tolist() == pytest.approx([1, 0.75, 0.5, 0.75, 1])
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderOobleck
 
 import song_vae
-from tools import bench_loop
+from tools import bench_models
 
 CHANNELS = 4
 # Sound and latents of up to 1: float32 rounds convolutions of two lengths apart by 4e-7 (measured with SSE, AVX2 and
@@ -60,7 +60,7 @@ def test_pieces_take_less_memory(monkeypatch):
     latents = stock.encode(samples).latent_dist.mode()
     for method, given in (("encode", samples), ("decode", latents)):
         calls = [functools.partial(getattr(vae, method), given) for vae in (stock, ours)]
-        whole, pieces = map(bench_loop.peak_bytes, calls)
+        whole, pieces = map(bench_models.peak_bytes, calls)
         assert pieces < whole / 2
 
 
