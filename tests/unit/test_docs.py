@@ -190,7 +190,10 @@ def private_names_of_ours() -> set[str]:
 
 
 def reached_into(tree: ast.Module, ours: set[str]) -> set[str]:
-    """Return the private names of others that a module reads, and how it replaces parts of others."""
+    """Return the private names of others that a module reads, and how it replaces parts of others.
+
+    Names that the source spells out: not one that is put together while the studio runs.
+    """
     found = set()
     for node in ast.walk(tree):
         names: list[str] = []
@@ -203,6 +206,8 @@ def reached_into(tree: ast.Module, ours: set[str]) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
             names = [part.value for part in node.args if isinstance(part, ast.Constant)]
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value).startswith("vars("):
+            names = [part.value for part in [node.slice] if isinstance(part, ast.Constant)]
         found |= {name for name in names if re.match("_[a-z]", str(name)) and name not in ours}
     return found - {"_exit"}  # os._exit is documented
 
