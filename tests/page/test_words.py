@@ -279,7 +279,7 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     expect(page.locator("#studio-status")).to_contain_text("Planner: not installed")
     lyrics = tab(page, "lyrics")
     expect(lyrics.go).to_be_disabled()
-    expect(lyrics.part("why")).to_have_text(f"{tooltips.NOBODY_WRITES} {problem.text()}")
+    expect(lyrics.part("why")).to_have_text(f"{tooltips.NO_SONGWRITER} {problem.text()}")
     # The visitor's own lyrics need no writer.
     lyrics.text("text").fill("[Verse]\nmine")
     lyrics.part("use").click()
