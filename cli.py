@@ -337,9 +337,9 @@ def self_check(studio: Any) -> str:
     if not selfcheck.wanted():
         return tooltips.CHECK_SELFCHECK_OFF
     found = selfcheck.remembered(studio.models)
-    bad = [selfcheck.WORDS[finding.path] for finding in found if not finding.agrees]
+    bad = [finding.path for finding in found if not finding.agrees]
     if bad:
-        return tooltips.CHECK_SELFCHECK_BAD.format(names=", ".join(bad))
+        return selfcheck.sentences_on(bad)
     if found:
         return tooltips.CHECK_SELFCHECK_GOOD.format(count=len(found))
     return tooltips.CHECK_SELFCHECK_NONE

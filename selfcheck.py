@@ -19,7 +19,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ import song_loop
 import song_vae
 from events import Progress, is_out_of_memory
 from limits import STUDIO_VERSION
+from model_weights import Weights
 from record import library_versions
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def plan(loaded: models.Models, name: str) -> Generator[Progress, None, bool]:
 def distrust_half(loaded: models.Models) -> None:
     """Remember that half precision, which agreed, did not hold the numbers of a song."""
     facts = facts_of(loaded)
-    key = f"{_key(facts)} song"
+    key = _entry_name(facts, "song")
     entry = _read().get(key, {})
     known = _findings_in(entry)
     known["half"] = Finding("half", None, agreement.BOUNDS["float16"], 0.0)
@@ -218,7 +219,7 @@ def _prove(
 ) -> Generator[Progress]:
     """Do the `checks` that are not remembered, and switch off what disagrees."""
     facts = facts_of(loaded)
-    key = f"{_key(facts)} {part}"
+    key = _entry_name(facts, part)
     entry = _read().get(key, {})
     known = _findings_in(entry)
     measured = entry.get("measured", {})
@@ -846,12 +847,6 @@ def facts_of(loaded: models.Models) -> dict[str, str]:
     layout = loaded.layout
     plan_of = ["parts"] if layout.in_parts else []
     plan_of += [layout.eight_bits] if layout.eight_bits else []
-    model = loaded.current.model_id
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+|preview|random", model):
-        model = "a folder"
-    planner_model = loaded.planner.weights.model_id
-    if not re.fullmatch(r"[\w.-]+/[\w./-]+|preview|random", planner_model):
-        planner_model = "a folder"
     versions = library_versions()
     return {
         "studio": STUDIO_VERSION,
@@ -860,10 +855,41 @@ def facts_of(loaded: models.Models) -> dict[str, str]:
         "driver": _driver(device.kind),
         "numbers": f"{device.dtype}, stored in {device.storage_dtype}, VAE in {device.vae_dtype}",
         "layout": " ".join(plan_of) or "whole",
-        "model": f"{model} {loaded.current.revision}".strip(),
-        "planner": f"{planner_model} {loaded.planner.weights.revision}".strip(),
+        "model": _name_of(loaded.current),
+        "planner": _name_of(loaded.planner.weights),
         **{name: version for name, version in versions.items() if name in LIBRARIES},
     }
+
+
+def _name_of(weights: Weights) -> str:
+    """Return the name and version of a model, of one in a folder what tells its files from others."""
+    name = weights.model_id
+    if not re.fullmatch(r"[\w.-]+/[\w./-]+|preview|random", name):
+        name = "a folder"
+    version = weights.revision
+    if not version and weights.folder and weights.source != "preview":
+        version = _fingerprint(weights.folder)
+    return f"{name} {version}".strip()
+
+
+SAMPLE = 1 << 16
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a hash of the sizes of the weights in `folder`, and of each file's beginning, middle and end.
+
+    Training changes all weights, so these tell one checkpoint from another without reading it all.
+    """
+    digest = hashlib.sha256()
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.rglob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+            with path.open("rb") as file:
+                for start in (0, size // 2, max(size - SAMPLE, 0)):
+                    file.seek(start)
+                    digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:12]
 
 
 LIBRARIES = ("python", "torch", "diffusers", "transformers")
@@ -893,7 +919,16 @@ def _driver(kind: str) -> str:
 
 
 def _key(facts: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    """Return a key of the combination; the layout is none of it, since it changes from song to song."""
+    lasting = {name: value for name, value in facts.items() if name != "layout"}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _entry_name(facts: Mapping[str, str], part: str) -> str:
+    """Return the name of what is remembered of a part; that of the song model holds for a layout."""
+    if part == "song":
+        part = f"song {facts['layout']}"
+    return f"{_key(facts)} {part}"
 
 
 def file() -> Path:
@@ -946,7 +981,7 @@ def _write(entries: Mapping[str, Any]) -> None:
 
 def _remembered_of(loaded: models.Models) -> dict[str, float]:
     """Return what was measured with these models, on whatever card; the main process of ZeroGPU has none."""
-    wanted_model = f"{loaded.current.model_id} {loaded.current.revision}".strip()
+    wanted_model = _name_of(loaded.current)
     found: dict[str, float] = {}
     for entry in _read().values():
         with contextlib.suppress(TypeError, AttributeError, KeyError):
@@ -956,7 +991,7 @@ def _remembered_of(loaded: models.Models) -> dict[str, float]:
 
 
 def forget(loaded: models.Models) -> None:
-    """Forget what is remembered of this combination."""
+    """Forget what is remembered of this combination, under any layout."""
     key = _key(facts_of(loaded))
     kept = {name: entry for name, entry in _read().items() if not name.startswith(f"{key} ")}
     _write(kept)
@@ -964,25 +999,32 @@ def forget(loaded: models.Models) -> None:
 
 def summary(loaded: models.Models) -> str:
     """Return what is switched off here and what is only reported, in sentences; "" if nothing is."""
-    off = [words for path, words in loaded.distrusted.items() if path not in REPORTED]
+    return sentences_on(loaded.distrusted)
+
+
+def sentences_on(paths: Collection[str]) -> str:
+    """Return sentences on the paths that disagreed; "" if none did."""
+    off = [WORDS[path] for path in paths if path not in REPORTED]
     sentences = []
     if off:
         sentences.append(
             f"Switched off on this machine, where it gave other results: {', '.join(off)}."
         )
-    if "cancel" in loaded.distrusted:
+    if "cancel" in paths:
         sentences.append("A cancelled song does not give all of its memory back on this machine.")
     return " ".join(sentences)
 
 
 def remembered(loaded: models.Models) -> list[Finding]:
-    """Return what is remembered of this combination, of every part."""
+    """Return what is remembered of this combination, of every part; of several layouts what disagreed under one."""
     key = _key(facts_of(loaded))
-    found: list[Finding] = []
+    found: dict[str, Finding] = {}
     for name, entry in _read().items():
         if name.startswith(f"{key} "):
-            found += _findings_in(entry).values()
-    return found
+            for path, finding in _findings_in(entry).items():
+                if path not in found or found[path].agrees:
+                    found[path] = finding
+    return list(found.values())
 
 
 def _measured(loaded: models.Models) -> dict[str, float]:

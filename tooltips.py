@@ -1008,7 +1008,6 @@ CHECK_PLAN_UNPLANNED = "{plan}; the shortest song takes {need}, and the planner 
 CHECK_SELFCHECK_OFF = "Switched off (ACE_STUDIO_SELFCHECK)."
 CHECK_SELFCHECK_NONE = "Not done yet; the first song does it, or ./run.sh --selfcheck."
 CHECK_SELFCHECK_GOOD = "{count} paths agree with the plain ones."
-CHECK_SELFCHECK_BAD = "Switched off here, because the results differed: {names}."
 SELFCHECK_REPORT = """
 It took {seconds} s. To report a problem, paste this into an issue:
 

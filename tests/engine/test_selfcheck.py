@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import backend
+import cli
 import estimate
 import gpu_zero
 import model_memory
@@ -208,6 +211,34 @@ def test_what_was_found_is_switched_off_at_the_next_start_without_a_check(
     again = models.build_pipeline(weights_in(tiny), CPU)
     assert prove(loaded, again) == []
     assert "windows" in again.transformer.avoided and "windows" in loaded.distrusted
+
+
+def test_what_was_found_under_another_layout_is_found_again(loaded):
+    check = selfcheck.Check("windows", 0.0, lambda: 1.0, lambda: None)
+    loaded.layout = models.Layout(in_parts=True)
+    list(selfcheck._prove(loaded, "song", [check], dict))
+    loaded.layout = models.Layout()
+    assert selfcheck.WORDS["windows"] in cli.self_check(SimpleNamespace(models=loaded))
+    assert "- attention in windows: DISAGREES" in selfcheck.report(loaded)
+    # A song under this layout is proven by itself.
+    good = selfcheck.Check("windows", 2.0, lambda: 1.0, lambda: None)
+    assert len(list(selfcheck._prove(loaded, "song", [good], dict))) == 1
+    assert [finding.agrees for finding in selfcheck.remembered(loaded)] == [False]
+    selfcheck.forget(loaded)
+    assert selfcheck.remembered(loaded) == []
+
+
+def test_two_checkpoints_in_folders_are_two(loaded, tmp_path):
+    def facts_with(number: float) -> str:
+        folder = tmp_path / "model" / "transformer"
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"weight": torch.full((400, 400), number)}
+        save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+        loaded.weights = weights_in(tmp_path / "model")
+        return selfcheck.facts_of(loaded)["model"]
+
+    assert facts_with(1.0) == facts_with(1.0) != facts_with(2.0)
+    assert facts_with(1.0).startswith("a folder ")
 
 
 def test_off_is_off_and_the_built_in_engine_does_not_wait(loaded, pipe, monkeypatch):
