@@ -337,6 +337,56 @@ def test_a_mis_scaled_product_in_8_bits_takes_the_plan_away(
         assert made is not None and np.allclose(made, right, atol=NEAR)
 
 
+def test_weights_that_8_bits_do_not_hold_take_the_plan_away(tiny, monkeypatch):
+    stored = selfcheck._real_weights(tiny)
+    assert len(stored) == 4
+    (check,) = selfcheck.plan_checks(CPU, "fp8", SMALL, stored)
+    # They are rounded: the bound is not met by comparing the same numbers.
+    assert 0.01 < finding_of(check).difference < 0.05 < check.bound
+    # Spread by 0.001, most of them lie below the smallest number of 8 bits.
+    (check,) = selfcheck.plan_checks(
+        CPU, "fp8", SMALL, [each / each.std() / 1000 for each in stored]
+    )
+    assert not finding_of(check).agrees
+    cast = model_offload.cast_on_use
+
+    def wrong(part, *given):
+        part.weight.data *= 1.25
+        cast(part, *given)
+
+    monkeypatch.setattr(model_offload, "cast_on_use", wrong)
+    for weights in (stored, []):
+        (check,) = selfcheck.plan_checks(CPU, "fp8", SMALL, weights)
+        assert not finding_of(check).agrees
+
+
+def test_a_part_that_comes_back_changed_takes_the_plan_away(monkeypatch):
+    (check,) = selfcheck.plan_checks(CPU, "offload", SMALL)
+    assert finding_of(check).agrees
+    bring = model_offload.Offload.bring
+
+    def wrong(self, name):
+        was_there = self.on_device == name
+        bring(self, name)
+        if not was_there:
+            self._parts[name].weight.data *= 1.001
+
+    monkeypatch.setattr(model_offload.Offload, "bring", wrong)
+    assert not finding_of(check).agrees
+
+
+@pytest.mark.slow
+def test_a_vae_that_apples_gpu_computes_wrongly_works_on_the_processor(fresh, right, tmp_path):
+    (check,) = (each for each in selfcheck.song_checks(fresh, "mps") if each.path == "vae")
+    assert finding_of(check).agrees
+    # The copy for the processor has no hooks.
+    fresh.vae.decoder.register_forward_hook(lambda module, inputs, output: output.roll(1, -1))
+    assert not np.allclose(song(fresh, tmp_path), right, atol=NEAR)
+    assert not finding_of(check).agrees
+    check.switch_off()
+    assert np.allclose(song(fresh, tmp_path), right, atol=NEAR)
+
+
 def test_a_distrusted_plan_is_passed_over():
     room = 10 * model_memory.GB
     sizes = model_memory.Sizes(11_500_000_000, 8_340_000_000, 1_220_000_000, 0, 0, 4_170_000_000)
