@@ -113,7 +113,6 @@ def edit_tab(studio: Backend) -> SongTab:
                     form.add("source_lyrics", gr.Textbox, lines=4, max_lines=18)
                     page_hints.add_advice(form, "source_lyrics")
                     morphs = Examples(form, theme.caption(tooltips.MORPHS_LABEL), "morph")
-                    plan = html(elem_id="edit-morph-plan")
                 assist = Assist(form, "describe")
                 examples = Examples(form, kept=["prompt"])
                 page_fields.add_prompt(form)
@@ -130,9 +129,6 @@ def edit_tab(studio: Backend) -> SongTab:
             page_hints.add_seconds(form)
             bar = tab_run_bar(form)
 
-    def say_plan(values: dict[str, Any]) -> str:
-        return theme.answer(tooltips.morph_plan(*(values[name] for name in MORPH_NUMBERS)))
-
     fields = form.fields
     drawn = page_widgets.connect_region(
         selector,
@@ -143,7 +139,6 @@ def edit_tab(studio: Backend) -> SongTab:
         more=fields["regions"],
         wanted=form.wanted,
     )
-    form.follow(plan, MORPH_NUMBERS, say_plan)
     model = fields["options.model"]
 
     def choose_model(action: str, chosen: str) -> str:

@@ -175,8 +175,9 @@ def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
         label=tooltips.SETTINGS_FILE,
         file_types=["audio"],
         type="filepath",
-        height=140,
+        height=96,
         elem_id=f"{form.mode}-settings",
+        elem_classes=["file"],
     )
     html(theme.remark(tooltips.SETTINGS_FILE_HELP))
     return file, html(elem_id=f"{form.mode}-offer")

@@ -119,7 +119,7 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
 
     def done(ended: Ended) -> Updates:
         words = ended.done.words
-        sentence = tooltips.written(words["tokens"], ended.seconds, words["end"])
+        sentence = tooltips.written(ended.seconds, words["end"])
         return {**bar.idle(theme.line("done", sentence)), panel.text: words["text"]}
 
     def remember(text: str, former: list[dict[str, Any]]) -> Updates:

@@ -132,8 +132,9 @@ def script(name: str) -> str:
 
 
 def css() -> str:
-    """Return the style sheet: the colours of both sides as variables, then the rules."""
-    rules = _style_sheets(STYLES)
+    """Return the style sheet: the colours of both sides and a text as variables, then the rules."""
+    drop = f":root{{--studio-drop:{json.dumps(tooltips.DROP)}}}"
+    rules = f"{drop}\n{_style_sheets(STYLES)}"
     return f":root{{{_variables(0)}}}\n:root.dark,:root .dark{{{_variables(1)}}}\n{rules}"
 
 
@@ -343,7 +344,9 @@ def also(folded: Mapping[str, Mapping[str, Any]]) -> str:
     """
     texts = escape(json.dumps(tooltips.ALSO))
     fields = escape(json.dumps(folded))
-    return f'<div class="also" data-texts="{texts}" data-fields="{fields}"></div>'
+    label = escape(tooltips.ALSO["title"])
+    group = f'role="group" aria-label="{label}"'
+    return f'<div class="also" {group} data-texts="{texts}" data-fields="{fields}"></div>'
 
 
 def dice(ideas: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ LABELS = {
     "model": "Model",
 }
 
+DROP = "Drop a song here, or choose a file"
 UPLOAD = "WAV, FLAC, MP3, OGG, AIFF, M4A, MP4 or WebM, 1 second to 10 minutes, up to 500 MB"
 HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that tab or action
     "prompt": "Describe your song: genre, mood, instruments, voice.",
@@ -274,14 +275,6 @@ def track(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def morph_plan(n_min: float, n_max: float, n_avg: int) -> str:
-    if n_avg == 1:
-        samples = "one noise sample"
-    else:
-        samples = f"{n_avg} noise samples"
-    return f"Morphs from {n_min:.0%} to {n_max:.0%} of the run with {samples} per step (under Advanced)."
-
-
 def length_in_all(source: float, before: float, after: float) -> str:
     """Return how long an extended song will be; all in seconds."""
     parts = []
@@ -458,9 +451,9 @@ OLD_PLAN = (
 NOTHING_TO_RESTORE = "This file carries no settings."
 
 
-def written(tokens: int, seconds: float, end: str) -> str:
+def written(seconds: float, end: str) -> str:
     """Say that the lyrics are done; `end` is "length" if they reached the maximum length."""
-    sentence = f"{tokens:,} tokens written in {clock(seconds)}."
+    sentence = f"Written in {clock(seconds)}."
     if end == "length":
         sentence += " They were cut off at Max length (under Advanced)."
     return sentence

@@ -214,7 +214,7 @@ def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(
     edit.choose("repaint")
     expect(region.get_by_role("slider")).to_have_count(2)
     edit.clear("source")
-    expect(edit.field("source").get_by_text("Drop Audio Here")).to_be_visible()
+    expect(edit.field("source").get_by_test_id("upload-text")).to_be_visible()
 
 
 WRONG = [

@@ -69,7 +69,7 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
     lyrics.unfold()
     lyrics.set("options.max_tokens", "type", "32")
     lyrics.go.click()
-    expect(lyrics.progress).to_contain_text("tokens written in")
+    expect(lyrics.progress).to_contain_text("Written in")
     # The text may be drawn after the line that says it is done.
     expect(lyrics.text("text")).not_to_have_value("")
     lyrics.part("use").click()

@@ -351,6 +351,11 @@ def test_the_layout_and_the_run_bar_that_stays_in_sight(
     )
     prompt, details, result = (part.bounding_box() for part in parts)
     assert prompt["y"] < details["y"]
+    if size == PHONE:
+        expect_tappable(*page.locator(".field [data-testid=reset-button]").all())
+        expect_tappable(
+            *page.locator(".label-wrap, .field input:is([type=number], [role=combobox])").all()
+        )
     if size == DESK:
         # Side by side, 5 to 4.
         assert result["x"] > prompt["x"] + prompt["width"]

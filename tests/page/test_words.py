@@ -67,9 +67,10 @@ def generate(lasting: Page, tab) -> Tab:
 
 def written(opened: Tab, fake: Any) -> Any:
     """Press the button and return the request that reached the backend."""
-    tokens = 100 * (fake.songs + 1)
+    # The line of the run before says the same.
+    opened.progress.evaluate("(line) => line.querySelector('.progress-line')?.remove()")
     opened.go.click()
-    expect(opened.progress).to_contain_text(f"{tokens:,} tokens written in 0:")
+    expect(opened.progress).to_contain_text("Written in 0:")
     expect(opened.go).to_be_enabled()
     return fake.requests[-1]
 
