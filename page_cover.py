@@ -34,13 +34,15 @@ def cover_tab(studio: Backend) -> SongTab:
                 form.add_slider("strength")
             result = page_fields.add_result(form)
             with page_fields.details_column():
-                with page_fields.fold(form, tooltips.DETAILS, "details") as details:
+                with page_fields.fold(form, tooltips.DETAILS, "details"):
                     page_fields.add_song_details(form)
-                    page_fields.add_reference(form, details)
-                with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
+                with page_fields.fold(form, tooltips.SOUND, "sound") as sound:
                     form.add("options.detail", gr.Radio, choices=swapped(DETAILS), value="codes")
                     form.add_slider("options.noise_strength")
-                    page_fields.add_advanced(form)
+                    page_fields.add_reference(form, sound)
+                    page_fields.add_sound(form)
+                with page_fields.fold(form, tooltips.ENGINE, "engine"):
+                    page_fields.add_engine(form)
                 page_fields.add_reset(form)
         with page_fields.foot():
             why = html(elem_id="cover-why")
@@ -76,9 +78,11 @@ def extend_tab(studio: Backend) -> SongTab:
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.DETAILS, "details"):
                     page_fields.add_song_details(form)
-                with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
+                with page_fields.fold(form, tooltips.SOUND, "sound"):
                     form.add_slider("options.overlap")
-                    page_fields.add_advanced(form)
+                    page_fields.add_sound(form)
+                with page_fields.fold(form, tooltips.ENGINE, "engine"):
+                    page_fields.add_engine(form)
                 page_fields.add_reset(form)
         with page_fields.foot():
             page_hints.add_seconds(form)

@@ -121,9 +121,12 @@ def edit_tab(studio: Backend) -> SongTab:
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.DETAILS, "details"):
                     page_fields.add_song_details(form)
-                with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
-                    form.add_sliders(*MORPH_NUMBERS, classes=["morph-only"], min_width=160)
-                    page_fields.add_advanced(form)
+                with page_fields.fold(form, tooltips.SOUND, "sound"):
+                    page_fields.add_sound(form)
+                with page_fields.fold(form, tooltips.ENGINE, "engine"):
+                    for name in MORPH_NUMBERS:
+                        form.add_slider(name, classes=["field", "morph-only"])
+                    page_fields.add_engine(form)
                 page_fields.add_reset(form)
         with page_fields.foot():
             page_hints.add_seconds(form)

@@ -44,6 +44,18 @@ from status import SongModelStatus, Status
 
 # By tab, or "morph", and by button: the values of a form's fields.
 EXAMPLES: dict[str, dict[str, dict[str, Any]]] = preset("examples")
+# The fields behind the chips of a strip, in their order.
+STRIP = (
+    "duration",
+    "bpm",
+    "key",
+    "time_signature",
+    "language",
+    "takes",
+    "quality",
+    "options.model",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,8 @@ def foot() -> gr.Row:
 def fold(form: Form, title: str, name: str) -> Iterator[gr.Accordion]:
     """Add a folded group, which opens when a field added within is wrong."""
     before = form.fields.keys()
-    with gr.Accordion(title, open=False, elem_id=f"{form.mode}-{name}") as accordion:
+    looks: dict[str, Any] = {"elem_id": f"{form.mode}-{name}", "elem_classes": ["fold"]}
+    with gr.Accordion(title, open=False, **looks) as accordion:
         yield accordion
     form.add_fold(accordion, form.fields.keys() - before)
 
@@ -108,12 +121,15 @@ def add_result(form: Form) -> ResultPanel:
 
 
 def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
-    """Add the hint of a tab's keys and the button that resets its fields; call it once all fields exist.
+    """Add the hint of a tab's keys, what explains its fields, and the button that resets them.
+
+    Call it once all fields exist.
 
     `cancel` is what the second key does.
     """
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
+        html(theme.explain())
         button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
         undo = Undo(f"{form.mode}-reset")
     fields = form.saved
@@ -333,21 +349,30 @@ def _text_of(pressed: gr.EventData) -> str:
 # --- settings -------------------------------------------------------------------------------------
 
 
+def add_strip(form: Form) -> None:
+    """Add the length and what `add_song_details` has, each behind a chip that says what is set."""
+    chips = html(elem_id=f"{form.mode}-strip", js_on_load=theme.script("faces"))
+    with gr.Column(elem_classes=["opened"]):
+        form.add_number("duration")
+        add_song_details(form)
+    form.add_strip(STRIP)
+    chips.value = theme.strip({name: form.label(name) for name in STRIP}, form.element_id)
+
+
 def add_song_details(form: Form) -> None:
     """Add tempo, key, time signature, language, takes, quality and seed."""
-    with gr.Row(equal_height=True):
-        form.add_number("bpm")
-        # A minor key is found as "Am", too.
-        keys = {key: re.sub("(.+) minor", r"\g<0> (\1m)", key) for key in KEYS}
-        form.add("key", gr.Dropdown, choices=swapped({"": tooltips.AUTOMATIC, **keys}), value="")
+    form.add_number("bpm")
+    # A minor key is found as "Am", too.
+    keys = {key: re.sub("(.+) minor", r"\g<0> (\1m)", key) for key in KEYS}
+    form.add("key", gr.Dropdown, choices=swapped({"": tooltips.AUTOMATIC, **keys}), value="")
+    form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
+    form.add_number("seed")
     metres = swapped({"": tooltips.AUTOMATIC, **TIME_SIGNATURES})
     form.add("time_signature", gr.Radio, choices=metres, value="")
-    form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="unknown")
     counts = range(1, int(LIMITS["takes"].high) + 1)
     form.add("takes", gr.Radio, choices=list(counts), value=usual_count("takes"))
     add_model(form)
     form.add("quality", gr.Radio, choices=qualities("sft"), value="standard")
-    form.add_number("seed")
 
 
 def add_model(form: Form) -> None:
@@ -389,9 +414,9 @@ def kind_of(choice: str, status: Status) -> str:
     return status.kind
 
 
-def add_reference(form: Form, details: gr.Accordion) -> None:
+def add_reference(form: Form, fold: gr.Accordion) -> None:
     """Add the reference, with a line that shows problems with it at once."""
-    reference = add_audio(form, "reference", details.expand)
+    reference = add_audio(form, "reference", fold.expand)
     html(theme.remark(help_text("reference")))
     line = html(elem_id=f"{form.mode}-reference-line")
 
@@ -408,25 +433,29 @@ def add_reference(form: Form, details: gr.Accordion) -> None:
     reference.clear(lambda: "", None, line, **AT_ONCE)
 
 
-def add_advanced(form: Form) -> None:
-    """Add how a song is computed and saved."""
-    form.add_numbers("options.steps", "options.guidance", "options.shift", info="")
-    form.add("options.sampler", gr.Radio, choices=swapped(SAMPLERS), value="ode")
-    form.add_sliders("options.cfg_start", "options.cfg_end")
-    form.add("options.format", gr.Radio, choices=swapped(FORMATS), value="wav")
-    with gr.Row(equal_height=True):
-        form.add_number("options.loudness", placeholder=tooltips.LOUDNESS_OFF)
-        form.add_slider("options.fade_out")
-    with gr.Row(equal_height=True):
-        form.add_slider("options.variation")
-        form.add_number("options.variation_seed")
+def add_sound(form: Form) -> None:
+    """Add what changes the sound of a song, how takes are chosen, and how they are saved."""
+    form.add_slider("options.variation")
+    form.add_number("options.variation_seed")
     form.add_number("options.best_of", placeholder=tooltips.LOUDNESS_OFF)
+    form.add_number("options.loudness", placeholder=tooltips.LOUDNESS_OFF)
+    form.add_slider("options.fade_out")
+    form.add("options.format", gr.Radio, choices=swapped(FORMATS), value="wav")
     parts = list(SCORE_PARTS)
     group = form.add("options.score", gr.CheckboxGroup, choices=swapped(SCORE_PARTS), value=parts)
     form.add_field("options.score", Field(group, from_request=list))
-    form.add("options.timbre_token", gr.Checkbox, value=True)
     add_loras(form)
+
+
+def add_engine(form: Form) -> None:
+    """Add how a song is computed; call it once the other fields exist."""
+    for name in ("options.steps", "options.guidance", "options.shift"):
+        form.add_number(name, info="")
     form.add("options.memory_plan", gr.Dropdown, choices=swapped(MEMORY_PLANS), value="auto")
+    form.add_slider("options.cfg_start")
+    form.add_slider("options.cfg_end")
+    form.add("options.sampler", gr.Radio, choices=swapped(SAMPLERS), value="ode")
+    form.add("options.timbre_token", gr.Checkbox, value=True)
     form.on_status(lambda status: status_updates(form, status))
     model = form.fields["options.model"]
 

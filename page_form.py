@@ -103,6 +103,7 @@ class Form:
         self.studio = studio
         self._fields: dict[str, Field] = {}
         self._folds: dict[gr.Accordion, tuple[str, ...]] = {}
+        self._strip: tuple[str, ...] = ()
         self._on_status: list[Callable[[Status], Updates]] = []
         self._after_status: list[tuple[Callable[[Any], Updates], Any, list[Any]]] = []
         self._lines: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}
@@ -121,6 +122,8 @@ class Form:
             settings["placeholder"] = tooltips.PLACEHOLDERS[key]
         if not classes:
             classes = ["words"] if kind is gr.Textbox else ["field"]
+        if key in tooltips.SURPRISING:
+            classes = [*classes, "surprising"]
         looks: dict[str, Any] = {
             "label": self.label(name),
             "elem_id": self.element_id(name),
@@ -177,6 +180,10 @@ class Form:
     def add_fold(self, fold: gr.Accordion, names: Iterable[str]) -> None:
         """Make `fold` open when one of the fields `names`, which are inside it, is wrong."""
         self._folds[fold] = tuple(names)
+
+    def add_strip(self, names: Iterable[str]) -> None:
+        """Name the fields that a strip of chips opens (static/faces.js)."""
+        self._strip = tuple(names)
 
     def on_status(self, show: Callable[[Status], Updates]) -> None:
         """Call `show` with the studio's status.
@@ -270,11 +277,11 @@ class Form:
         return tooltips.LABELS.get(key, key.replace("_", " ").capitalize())
 
     def folded(self) -> dict[str, dict[str, Any]]:
-        """Return label, default and the names of the choices of each folded field.
+        """Return label, default and the names of the choices of each field that is folded or in the strip.
 
         Plan is left out: it depends on the planner.
         """
-        inside = set().union(*self._folds.values()) - {"options.plan"}
+        inside = set(self._strip).union(*self._folds.values()) - {"options.plan"}
         found = {}
         for name, component in only(self.fields, inside).items():
             choices = getattr(component, "choices", None) or []

@@ -80,23 +80,27 @@ def generate_tab(studio: Backend) -> SongTab:
             with page_fields.essentials():
                 html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
                 page_fields.add_prompt(form)
-                undo = _add_dice()
-                assist = Assist(form, "inspire", "polish")
+                with gr.Row(elem_classes=["ideas"]):
+                    undo = _add_dice()
+                    assist = Assist(form, "inspire", "polish")
                 _add_words(form)
-                page_fields.add_lyrics(form, "duration")
+                page_fields.add_lyrics(form)
                 html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
+                page_fields.add_strip(form)
             with page_fields.result_column():
                 result = ResultPanel(form.mode, studio)
                 shelf = _add_shelf()
             with page_fields.details_column():
-                with page_fields.fold(form, tooltips.DETAILS, "details") as details:
+                with page_fields.fold(form, tooltips.SOUND, "sound") as sound:
+                    page_fields.add_reference(form, sound)
+                    page_fields.add_sound(form)
+                with page_fields.fold(form, tooltips.PLAN, "plan-fold") as planning:
                     plan = form.add("options.plan", gr.Checkbox, value=True)
-                    page_fields.add_song_details(form)
-                    page_fields.add_reference(form, details)
-                    file, line = _settings_file(form)
-                with page_fields.fold(form, tooltips.ADVANCED, "advanced") as advanced:
                     _add_plan_options(form, plan)
-                    page_fields.add_advanced(form)
+                with page_fields.fold(form, tooltips.ENGINE, "engine"):
+                    page_fields.add_engine(form)
+                with page_fields.fold(form, tooltips.SETTINGS_FILE, "settings-fold"):
+                    file, line = _settings_file(form)
                 page_fields.add_reset(form)
         with page_fields.foot():
             _add_also(form)
@@ -108,7 +112,7 @@ def generate_tab(studio: Backend) -> SongTab:
     reference = form.fields["reference"]
     keep = '(reference) => void studio.kept("generate", { reference })'
     reference.change(None, reference, js=keep, **UNSEEN)
-    _connect_keep(form, advanced, result)
+    _connect_keep(form, planning, result)
     return page_fields.connect_song_tab(form, bar, assist, result)
 
 
@@ -186,9 +190,9 @@ def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
 def _add_plan_options(form: Form, plan: gr.Checkbox) -> None:
     form.add("options.rewrite", gr.Checkbox, value=False)
     form.add("options.exclude", gr.Textbox, max_lines=2, value="")
-    form.add_slider("options.plan_strength")
-    form.add_sliders("options.plan_temperature", "options.plan_cfg")
     form.add_number("options.plan_seed")
+    for name in ("options.plan_strength", "options.plan_temperature", "options.plan_cfg"):
+        form.add_slider(name)
     options = list(form.components(PLAN_OPTIONS).values())
     plan.change(lambda on: updates_of(options, interactive=on), plan, options, **AT_ONCE)
 
@@ -204,7 +208,7 @@ def _add_plan_options(form: Form, plan: gr.Checkbox) -> None:
     form.on_status(show)
 
 
-def _connect_keep(form: Form, advanced: gr.Accordion, result: ResultPanel) -> None:
+def _connect_keep(form: Form, planning: gr.Accordion, result: ResultPanel) -> None:
     """Let the next song have this one's plan.
 
     The plan's seed goes into the form, and the group that holds it opens.
@@ -217,6 +221,6 @@ def _connect_keep(form: Form, advanced: gr.Accordion, result: ResultPanel) -> No
         if "options.plan_seed" not in found:
             return {result.kept: ""}
         line = theme.answer(tooltips.PLAN_KEPT.format(seed=found["options.plan_seed"]))
-        return {**form.show(found), advanced: gr.Accordion(open=True), result.kept: line}
+        return {**form.show(found), planning: gr.Accordion(open=True), result.kept: line}
 
-    result.keep.click(keep, result.made, [*form.settings, advanced, result.kept], **AT_ONCE)
+    result.keep.click(keep, result.made, [*form.settings, planning, result.kept], **AT_ONCE)

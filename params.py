@@ -664,7 +664,7 @@ def settle(request: SongRequest, kind: str) -> Settings:
             notes.append("Guidance was ignored: this turbo checkpoint has it built in.")
         if options.steps is None and request.quality != "standard":
             notes.append(
-                "A turbo checkpoint takes 8 steps at every quality; Steps under Advanced changes that."
+                "A turbo checkpoint takes 8 steps at every quality; Steps under Engine changes that."
             )
     elif options.guidance is not None:
         guidance = options.guidance

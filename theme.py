@@ -11,7 +11,7 @@ import json
 import re
 import time
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -312,6 +312,21 @@ def faces() -> str:
 
 def _toggle(attributes: str, name: str, pressed: str = "false") -> str:
     return f'<button type="button" {attributes} aria-pressed="{pressed}">{escape(name)}</button>'
+
+
+def explain() -> str:
+    """Return the button that shows the help of every field."""
+    return _toggle("data-explain", f"\N{INFORMATION SOURCE} {tooltips.EXPLAIN}")
+
+
+def strip(labels: Mapping[str, str], element_id: Callable[[str], str]) -> str:
+    """Return the chips that open the fields with these `labels`; static/faces.js adds what is set."""
+    chips = []
+    for name, label in labels.items():
+        opens = f'data-opens="{name}" aria-controls="{element_id(name)}" aria-expanded="false"'
+        chips.append(f'<button type="button" {opens}>{escape(label)} <b></b></button>')
+    group = f'role="group" aria-label="{escape(tooltips.STRIP)}"'
+    return f'<div class="strip shown" {group}>{"".join(chips)}</div>'
 
 
 def lengths() -> str:

@@ -130,6 +130,8 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "lyrics.seed": "The same seed and settings give the same lyrics. -1 picks a new one.",
     "loras": "Small add-on files that teach the model a style or a voice. They all act together.",
 }
+# Fields whose effect is not what one expects: their help stays in sight.
+SURPRISING = ("best_of", "memory_plan", "mix", "part", "regions")
 PLACEHOLDERS = {
     "prompt": "warm lo-fi hip hop, dusty piano, soft drums, late evening",
     "lyrics": "[Verse]\nYour first line\n\n[Chorus]\nThe line everybody sings",
@@ -185,6 +187,11 @@ NO_OWN_WORDS = "Lyrics are empty. Write the words to sing, or choose No voice."
 RESULT = "Your songs"
 DETAILS = "Song details"
 ADVANCED = "Advanced"
+SOUND = "Sound"
+PLAN = "Plan"
+ENGINE = "Engine"
+EXPLAIN = "Explain the fields"
+STRIP = "Settings of the song"
 EXAMPLES_LABEL = "Start from an example"
 SONGS_LABEL = "Or hear an example, and make one like it"
 SHELF = {  # for static/examples.js
@@ -338,7 +345,9 @@ MEND = "Fix tags, bullets and repeats"
 REMARKS = "{count} things to check"
 AT_LINE = "Line {line}: {message}"
 KEEP_PLAN = "Keep this plan"
-PLAN_KEPT = "Plan seed {seed} is saved under Advanced: the next song from the same words gets the same plan."
+PLAN_KEPT = (
+    "Plan seed {seed} is saved under Plan: the next song from the same words gets the same plan."
+)
 
 
 def needs_planner(names: list[str], reason: str) -> str:

@@ -21,7 +21,7 @@
 
   const hand = async (name, file) => {
     const find = () => document.getElementById(name);
-    if (!find()?.offsetParent) document.querySelector(`#${name.split("-")[0]}-details > button`)?.click();
+    if (!find()?.offsetParent) document.querySelector("#generate-settings-fold > button")?.click();
     const box = await until(find);
     if (!box) return;
     // An audio that is there already has no chooser until it is taken out.

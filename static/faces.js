@@ -3,6 +3,7 @@
 (() => {
   const KEPT = "ace-music-studio-face";
   const SIMPLE = ["generate-prompt", "generate-lyrics"];
+  const UNSAID = ["", "unknown", "-1"]; // what a chip does not say
   const settings = {}; // of the form, by name
 
   const mark = () => {
@@ -18,10 +19,46 @@
   };
   document.documentElement.dataset.face = studio.chosen.read(KEPT) === "custom" ? "custom" : "simple";
 
-  // A wrong field that Simple hides is shown.
+  // Each chip of the strip opens its field. One that Gradio draws anew stays open.
+  const open = (chip, wanted) => {
+    const field = document.getElementById(chip.getAttribute("aria-controls"));
+    chip.setAttribute("aria-expanded", String(wanted));
+    field?.toggleAttribute("data-open", wanted);
+    return field;
+  };
+  const strip = () => {
+    const line = document.querySelector("#generate-also .also");
+    const chips = document.querySelectorAll("#generate-strip [data-opens]");
+    if (!line || !chips.length) return;
+    const fields = JSON.parse(line.dataset.fields);
+    for (const chip of chips) {
+      const name = chip.dataset.opens;
+      const { value, names } = fields[name];
+      const now = name in settings ? settings[name] : value;
+      const text = UNSAID.includes(String(now ?? "")) ? "" : String(names[now] ?? now).split(",")[0];
+      if (chip.lastElementChild.textContent !== text) chip.lastElementChild.textContent = text;
+      chip.toggleAttribute("data-set", !same(now, value));
+      if (chip.getAttribute("aria-expanded") === "true") open(chip, true);
+    }
+  };
+
+  // A wrong field that Simple or the strip hides is shown.
   studio.reveal = (ids) => {
     if (ids.some((id) => id.startsWith("generate-") && !SIMPLE.includes(id))) show("custom");
+    for (const id of ids) {
+      const chip = document.querySelector(`#generate-strip [aria-controls="${id}"]`);
+      if (chip) open(chip, true);
+    }
   };
+
+  // The help of every field, for as long as it is wanted.
+  const EXPLAINED = "ace-music-studio-explained";
+  const explain = (wanted) => {
+    document.documentElement.toggleAttribute("data-explained", wanted);
+    for (const button of document.querySelectorAll("[data-explain]"))
+      button.setAttribute("aria-pressed", String(wanted));
+  };
+  studio.explain = () => explain(studio.chosen.read(EXPLAINED) === "true");
 
   const lengths = () => {
     const seconds = settings.duration ? String(studio.seconds(settings.duration)) : "";
@@ -87,7 +124,9 @@
     const { make, fill } = studio.tools;
     const texts = JSON.parse(line.dataset.texts);
     const fields = Object.entries(JSON.parse(line.dataset.fields));
-    const set = fields.filter(([name, { value }]) => name in settings && !same(settings[name], value));
+    const set = fields.filter(
+      ([name, { value }]) => name !== "duration" && name in settings && !same(settings[name], value)
+    );
     line.classList.toggle("shown", set.length > 0);
     const chips = set.map(([name, field]) => {
       const text = shownAs(field, settings[name], texts);
@@ -121,6 +160,7 @@
       lengths();
       words();
       also();
+      strip();
     }
     return values;
   };
@@ -141,6 +181,8 @@
       lengths();
       words();
       also();
+      strip();
+      studio.explain();
     };
     // Gradio draws the choice of the words anew with the studio's status.
     new MutationObserver(words).observe(element, { childList: true, subtree: true });
@@ -158,6 +200,17 @@
     if (face) show(face.dataset.face);
     const chip = target.closest?.("button[data-seconds]");
     if (chip) write(field("duration"), chip.dataset.seconds);
+    const opener = target.closest?.("button[data-opens]");
+    if (opener) {
+      const wanted = opener.getAttribute("aria-expanded") !== "true";
+      const opened = open(opener, wanted);
+      if (wanted) opened?.querySelector("input:checked, input, textarea")?.focus({ preventScroll: true });
+    }
+    if (target.closest?.("button[data-explain]")) {
+      const wanted = !document.documentElement.hasAttribute("data-explained");
+      studio.chosen.write(EXPLAINED, String(wanted));
+      explain(wanted);
+    }
     const who = target.closest?.("button[data-words]");
     if (who) choose(who.dataset.words);
   });

@@ -55,7 +55,7 @@ CHIPS = {
     "edit": "A solo in the middle",
     "lyrics": "A lighthouse",
 }
-FOLDS = ("details", "advanced", "loras-fold")
+FOLDS = ("details", "sound", "plan-fold", "engine", "advanced", "loras-fold")
 
 
 def main() -> None:

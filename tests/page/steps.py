@@ -51,9 +51,15 @@ SHARED = {
 }
 # The buttons of a take that are not in its menu.
 VERBS = {"More like this": "More like", "Use in Extend": "Extend"}
-# Each folded group, with a field that shows whether it is open.
-FOLDS = {"details": "takes", "advanced": "options.timbre_token"}
+# The folded groups of a tab, each with a field that shows whether it is open.
+FOLDS = {"details": "takes", "sound": "options.fade_out", "engine": "options.timbre_token"}
+GENERATE_FOLDS = {
+    "sound": "options.fade_out",
+    "plan-fold": "options.plan",
+    "engine": "options.timbre_token",
+}
 LYRICS_FOLDS = {"advanced": "seed"}
+OF_TABS = {"generate": GENERATE_FOLDS, "lyrics": LYRICS_FOLDS}
 
 
 def read(request: Any, name: str) -> Any:
@@ -116,8 +122,11 @@ class Tab:
         return self.part(name.rpartition(".")[2].replace("_", "-"))
 
     def unfold(self, opened: bool = True) -> None:
-        """Open the folded groups, or close them."""
-        for name, inside in (LYRICS_FOLDS if self.mode == "lyrics" else FOLDS).items():
+        """Open the folded groups and the fields behind chips, or close them."""
+        for chip in self.part("strip").locator("[data-opens]").all():
+            if chip.is_visible() and chip.get_attribute("aria-expanded") != str(opened).lower():
+                chip.click()
+        for name, inside in OF_TABS.get(self.mode, FOLDS).items():
             if self.field(inside).is_visible() != opened:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
                 expect(self.field(inside)).to_be_visible(visible=opened)
@@ -138,6 +147,7 @@ class Tab:
 
     def set(self, name: str, how: str, value: Any) -> Any:
         """Set a control; return its former value."""
+        self.open_chip(name)
         field, before = self.field(name), None
         if how in ("type", "slide"):
             control = field.locator("textarea, input" if how == "type" else "input[type=number]")
@@ -171,6 +181,12 @@ class Tab:
                 field.locator("input[type=file]").set_input_files(value)
                 expect(field.locator("time").last).to_have_text(re.compile(r"\d:\d\d"))
         return before
+
+    def open_chip(self, name: str) -> None:
+        """Open a field that is behind a chip."""
+        chip = self.part("strip").locator(f"[data-opens='{name}'][aria-expanded=false]")
+        if chip.is_visible():
+            chip.click()
 
     def words(self, name: str) -> Locator:
         """Return a button of the choice of Generate's words, such as "My own"."""
@@ -215,6 +231,7 @@ class Tab:
             self.set(name, how, value)
 
     def text(self, name: str) -> Locator:
+        self.open_chip(name)
         return self.field(name).locator("textarea, input")
 
     def take(self, number: int = 1) -> Locator:

@@ -55,7 +55,7 @@ FOCUSED = """() => {
 }"""
 
 
-PARTS = ("prompt", "lyrics", "duration", "details", "advanced", "reset", "go")
+PARTS = ("prompt", "lyrics", "sound", "plan", "engine", "reset", "go")
 
 
 @pytest.mark.slow

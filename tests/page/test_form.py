@@ -12,6 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 import page_fields
 import page_form
 import page_generate
+import tooltips
 from limits import INSTRUMENTAL
 from params import parse_request
 from tests.page.steps import SHARED, Tab, fits, read, violations
@@ -179,7 +180,7 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, 
     ):
         box = part.bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= foot
-    for hidden in ("lyrics", "duration", "details", "advanced", "polish", "inspire", "reset"):
+    for hidden in ("lyrics", "duration", "strip", "sound", "engine", "polish", "inspire", "reset"):
         expect(opened.part(hidden)).to_be_hidden()
     expect(opened.part("shelf").get_by_role("button", name="Play Folk duet")).to_be_visible()
     expect(opened.part("dice").get_by_role("button")).to_be_visible()
@@ -188,6 +189,42 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit, width: int, 
     assert page.evaluate("scrollY") == 0
     assert fits(page)
     assert violations(page) == []
+
+
+def test_custom_is_short_and_a_chip_opens_its_field(form: Tab):
+    page = form.page
+    form.unfold(False)
+    folds = [form.part(name).locator("> button") for name in ("sound", "plan-fold", "engine")]
+    for fold in folds:
+        # A turn more closes it.
+        for _ in ("open", "closed"):
+            fold.click()
+            height = page.evaluate("document.documentElement.scrollHeight")
+            assert height <= 2.5 * page.viewport_size["height"], fold
+    chip = form.part("strip").get_by_role("button", name="BPM")
+    expect(form.field("bpm")).to_be_hidden()
+    chip.press("Enter")
+    expect(chip).to_have_attribute("aria-expanded", "true")
+    expect(form.text("bpm")).to_be_focused()
+    page.keyboard.type("76")
+    expect(chip).to_have_text("BPM 76")
+    chip.press("Enter")
+    expect(form.field("bpm")).to_be_hidden()
+    # Help comes when it is asked for; what surprises says so at once.
+    form.unfold()
+    tempo = form.field("bpm").get_by_text("Tempo in beats per minute")
+    assert tempo.bounding_box()["height"] <= 1
+    assert (
+        form.field("options.memory_plan").get_by_text("reloads the model").bounding_box()["height"]
+        > 10
+    )
+    explain = form.part("panel").get_by_role("button", name=tooltips.EXPLAIN)
+    explain.click()
+    expect(explain).to_have_attribute("aria-pressed", "true")
+    assert tempo.bounding_box()["height"] > 10
+    explain.click()
+    form.reset()
+    form.unfold(False)
 
 
 def test_the_faces_are_one_form(page: Page, fake, tab):
@@ -219,7 +256,7 @@ def test_the_faces_are_one_form(page: Page, fake, tab):
     expect(length(page, "1:15")).to_have_attribute("aria-pressed", "true")
     expect(opened.text("lyrics")).to_be_visible()
     expect(chips).to_have_text(["BPM 90 \u00d7", "Takes 2 \u00d7"])
-    expect(opened.part("details")).to_be_hidden()
+    expect(opened.part("sound")).to_be_hidden()
     # What nobody sees does not rule the song: each is taken back with a click.
     chips.first.click()
     expect(chips).to_have_text(["Takes 2 \u00d7"])

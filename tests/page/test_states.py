@@ -346,7 +346,7 @@ def test_the_layout_and_the_run_bar_that_stays_in_sight(
     assert fits(page)
     parts = (
         generate.part("prompt"),
-        generate.part("details"),
+        generate.part("sound"),
         page.locator(".columns .result").first,
     )
     prompt, details, result = (part.bounding_box() for part in parts)
@@ -372,7 +372,7 @@ def test_the_layout_and_the_run_bar_that_stays_in_sight(
             )
             assert opened.go.evaluate(CLICKABLE), (mode, share)
         # It does not hide what the keyboard reaches.
-        opened.part("advanced").locator("> button").focus()
+        opened.part("advanced" if mode == "lyrics" else "engine").locator("> button").focus()
         assert (
             page.evaluate("document.activeElement.getBoundingClientRect().bottom")
             <= opened.go.bounding_box()["y"]
