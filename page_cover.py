@@ -27,6 +27,7 @@ def cover_tab(studio: Backend) -> SongTab:
         with page_fields.columns(form):
             with page_fields.essentials():
                 offer = page_fields.add_source(form, tab)
+                waveform = page_widgets.region_selector("cover-region")
                 assist = Assist(form, "describe")
                 examples = Examples(form)
                 page_fields.add_prompt(form)
@@ -55,6 +56,7 @@ def cover_tab(studio: Backend) -> SongTab:
         reason = theme.remark(status.unsupported["cover"])
         return {bar.go: gr.update(interactive=False), why: reason}
 
+    page_widgets.connect_waveform(waveform, form.trigger("source"))
     examples.connect()
     offer.connect()
     form.on_status(show)

@@ -106,8 +106,9 @@ def edit_tab(studio: Backend) -> SongTab:
             with page_fields.essentials():
                 offer = page_fields.add_source(form, tab)
                 form.wanted = gr.State(None)
-                selector = page_widgets.region_selector("edit-region")
                 _add_actions(form)
+                selector = page_widgets.region_selector("edit-region")
+                _add_needs(form)
                 with gr.Column(elem_classes=["morph-only"]):
                     form.add("source_prompt", gr.Textbox, lines=2, max_lines=8)
                     form.add("source_lyrics", gr.Textbox, lines=4, max_lines=18)
@@ -141,6 +142,7 @@ def edit_tab(studio: Backend) -> SongTab:
         bpm=fields["bpm"],
         more=fields["regions"],
         wanted=form.wanted,
+        chosen=offer.chosen,
     )
     model = fields["options.model"]
 
@@ -183,23 +185,9 @@ def model_for(action: str, chosen: str, status: Status) -> str:
 
 
 def _add_actions(form: EditForm) -> None:
-    """Add the choice of an action, and the fields that only some actions have."""
+    """Add the choice of an action."""
     actions = form.add("action", gr.Radio, choices=swapped(ACTIONS), value="repaint")
     hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
-    named = [(tooltips.track(name), name) for name in TRACKS]
-    with gr.Column(elem_classes=["tracks-only"]):
-        form.add("track", gr.Radio, ["field", "track-only"], choices=named, value=None)
-        form.add("tracks", gr.CheckboxGroup, ["field", "complete-only"], choices=named, value=[])
-    with gr.Row(elem_classes=["layer-only"]):
-        form.add("options.mix", gr.Checkbox, value=True, min_width=160)
-        form.add("part", gr.Checkbox, value=False, min_width=160)
-    form.add_numbers("start", "end", classes=["region-only"])
-    with gr.Row(elem_classes=["region-only"]):
-        more = form.add("regions", gr.Textbox, value="", max_lines=1)
-    form.add_field("regions", Field(more, regions, regions_text))
-    with gr.Column(elem_classes=["repaint-only"]):
-        form.add("options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
-        form.add_slider("options.repaint_strength", classes=["field", "balanced-only"])
 
     def mark_experiments(status: Status) -> Updates:
         names = {}
@@ -210,3 +198,27 @@ def _add_actions(form: EditForm) -> None:
         return {actions: gr.update(choices=swapped(names)), hints: theme.actions(tasks)}
 
     form.on_status(mark_experiments)
+
+
+def _add_needs(form: EditForm) -> None:
+    """Add the fields that only some actions have."""
+    with gr.Column(elem_classes=["needs"]):
+        _add_fields(form)
+
+
+def _add_fields(form: EditForm) -> None:
+    named = [(tooltips.track(name), name) for name in TRACKS]
+    with gr.Column(elem_classes=["tracks-only"]):
+        form.add("track", gr.Radio, ["field", "track-only"], choices=named, value=None)
+        form.add("tracks", gr.CheckboxGroup, ["field", "complete-only"], choices=named, value=[])
+    with gr.Row(elem_classes=["layer-only"]):
+        form.add("options.mix", gr.Checkbox, value=True, min_width=160)
+        form.add("part", gr.Checkbox, value=False, min_width=160)
+    with gr.Row(equal_height=True, elem_classes=["region-only"]):
+        form.add_number("start")
+        form.add_number("end")
+        more = form.add("regions", gr.Textbox, value="", max_lines=1, min_width=240)
+    form.add_field("regions", Field(more, regions, regions_text))
+    with gr.Column(elem_classes=["repaint-only"]):
+        form.add("options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
+        form.add_slider("options.repaint_strength", classes=["field", "balanced-only"])

@@ -155,7 +155,7 @@ class RestoreOffer:
 
     def __init__(self, form: Form, chosen: gr.Textbox):
         self._form = form
-        self._chosen = chosen
+        self.chosen = chosen
         with gr.Row(elem_classes=["offer"]):
             self._line = html(elem_id=f"{form.mode}-offer")
             looks: dict[str, Any] = {"size": "sm", "visible": False, "min_width": 160}
@@ -167,8 +167,8 @@ class RestoreOffer:
         source = form.trigger("source")
         look_after = after or source.change
         words = form.components([*page_form.SONG, "source_prompt", "source_lyrics"])
-        looked = [self._line, self._button, self._chosen, *words.values()]
-        look_after(self._look, [source, self._chosen], looked, **AT_ONCE)
+        looked = [self._line, self._button, self.chosen, *words.values()]
+        look_after(self._look, [source, self.chosen], looked, **AT_ONCE)
         outputs = [*form.settings, self._line, self._button]
         self._button.click(self._restore, source, outputs, **AT_ONCE)
 
@@ -188,10 +188,11 @@ class RestoreOffer:
             self._line: theme.answer(tooltips.RESTORE_OFFER),
             self._button: gr.update(visible=True),
         }
+        shown[self.chosen] = ""
         if Path(path).name != chosen:
             return shown
         words = self._form.show(page_form.words_for(self._form.mode, record))
-        return {**words, **shown, self._chosen: ""}
+        return {**words, **shown}
 
     def _restore(self, path: str | None) -> Updates:
         return {**restored(self._form, self._line, path), self._button: gr.update(visible=False)}
@@ -222,13 +223,14 @@ def add_source(form: Form, tab: gr.Tab) -> RestoreOffer:
     # file.
     copy = gr.Audio(type="filepath", visible=False)
     form.set_copy("source", copy)
-    source.change(None, source, copy, js="(file) => file", **AT_ONCE)
+    card = f'(file) => studio.source("{form.mode}", file)'
+    source.change(None, source, copy, js=card, **AT_ONCE)
     # The browser sends the file's name, and Gradio checks, as for every upload, that the file is
     # one of its own copies.
     chosen = gr.Textbox(visible=False)
-    name_too = "(file) => [file, file.orig_name]"
+    name_too = f'(file) => [file, file.again ? "{page_widgets.AGAIN}" : file.orig_name]'
     latest.input(None, latest, [source, chosen], js=name_too, **AT_ONCE)
-    html(theme.remark(help_text("source", task=form.mode)))
+    html(theme.remark(help_text("source", task=form.mode)), elem_id=f"{form.mode}-source-help")
     return RestoreOffer(form, chosen)
 
 

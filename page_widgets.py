@@ -52,6 +52,10 @@ def _widget(name: str, filled: Mapping[str, str], elem_id: str, **props: Any) ->
     )
 
 
+# What stands for the name of a source that a reload brings back (static/source.js).
+AGAIN = "again"
+
+
 # --- the region of a source -----------------------------------------------------------------------
 
 
@@ -77,13 +81,15 @@ def connect_region(
     bpm: gr.Textbox,
     more: gr.Textbox | None = None,
     wanted: gr.State | None = None,
+    chosen: gr.Textbox | None = None,
 ) -> Dependency:
     """Show the waveform of `source` in step with the fields; returns the event that shows it.
 
     `start` and `end` are in seconds; an end of 0 is the end of the file. What is typed is never
     changed; if it is not a region of the file, the widget says so. A source that is already there
-    keeps its region. `more` has further regions as text, such as "12-15.5, 0:30-0:35". `wanted` may
-    hold a `WantedRegion`.
+    keeps its region, as does one that is `chosen` again after a reload. `more` has further regions
+    as text, such as "12-15.5, 0:30-0:35". `wanted`, which comes with `chosen`, may hold a
+    `WantedRegion`.
     """
     fields = [start, end]
     joined = {"start": start, "end": end, "typed": bpm}
@@ -98,7 +104,10 @@ def connect_region(
     join = _join(selector, **joined)
 
     def show(
-        path: str | None, shown: dict[str, Any] | None, wanted: WantedRegion | None = None
+        path: str | None,
+        shown: dict[str, Any] | None,
+        wanted: WantedRegion | None = None,
+        name: str = "",
     ) -> list[Any]:
         texts = ["0", "0", ""][: len(fields)]
         if not path:
@@ -110,14 +119,34 @@ def connect_region(
         if wanted and wanted.name == Path(path).name:
             first, last = wanted.start, wanted.end
         texts[:2] = [f"{first:g}", f"{last:g}"]
-        return [{**value, "start": first, "end": last, "regions": ""}, *texts]
+        drawn = {**value, "start": first, "end": last, "regions": ""}
+        if name == AGAIN:
+            return [drawn, *(gr.skip() for _ in fields)]
+        return [drawn, *texts]
 
     held: list[Any] = [source, selector]
     if wanted is not None:
-        held.append(wanted)
+        held += [wanted, chosen]
     read = source.change(show, held, [selector, *fields], **AT_ONCE)
     read.then(**join)
     return read
+
+
+def connect_waveform(shown: gr.HTML, source: gr.Audio) -> None:
+    """Show the waveform of `source`, to be heard alone."""
+
+    def show(path: str | None) -> dict[str, Any] | None:
+        return _heard(path) if path else None
+
+    source.change(show, source, shown, **AT_ONCE)
+
+
+def _heard(path: str) -> dict[str, Any]:
+    """Return the peaks of a file and, if it is readable, where it is."""
+    found = audio_waveform.peaks(path)
+    if not found["seconds"]:
+        return found
+    return {**found, "path": path}
 
 
 def _join(widget: gr.HTML, **fields: gr.Textbox) -> dict[str, Any]:
@@ -163,7 +192,7 @@ def timeline(elem_id: str) -> gr.HTML:
         tooltips.TIMELINE,
         elem_id,
         usual={"before": LIMITS["before"].default, "after": LIMITS["after"].default},
-        texts={"seconds": tooltips.NEW_SECONDS},
+        texts={name: tooltips.TIMELINE[name] for name in ("seconds", "play", "pause")},
         most=LIMITS["after"].high,
         longest=MAX_SOURCE_SECONDS,
     )
@@ -178,9 +207,7 @@ def connect_timeline(
     join = _join(shown, before=before, after=after)
 
     def show(path: str | None) -> dict[str, Any] | None:
-        if path:
-            return audio_waveform.peaks(path)
-        return None
+        return _heard(path) if path else None
 
     source.change(show, source, shown, **AT_ONCE).then(**join)
 
@@ -205,6 +232,7 @@ def latest_takes(mode: str) -> gr.HTML:
         "use": tooltips.USE_TAKE,
         "gone": tooltips.TAKE_GONE,
         "lost": tooltips.TAKE_NOT_READ,
+        "source_gone": tooltips.SOURCE_GONE,
     }
     settings = {"texts": sentences, "modes": list(tooltips.GO)}
     texts = {"settings": json.dumps(settings, ensure_ascii=False), "title": tooltips.LATEST_TAKES}

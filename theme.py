@@ -47,6 +47,7 @@ SCRIPTS = (
     "takes",
     "stage",
     "examples",
+    "source",
     "latest",
     "listen",
     "zoom",
@@ -324,7 +325,7 @@ def strip(labels: Mapping[str, str], element_id: Callable[[str], str]) -> str:
     chips = []
     for name, label in labels.items():
         opens = f'data-opens="{name}" aria-controls="{element_id(name)}" aria-expanded="false"'
-        chips.append(f'<button type="button" {opens}>{escape(label)} <b></b></button>')
+        chips.append(f'<button type="button" {opens}>{escape(label)} <span></span></button>')
     group = f'role="group" aria-label="{escape(tooltips.STRIP)}"'
     return f'<div class="strip shown" {group}>{"".join(chips)}</div>'
 

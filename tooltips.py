@@ -242,8 +242,13 @@ TIMELINE = {  # for static/timeline.js
     "after": "New music after the source",
     "help": "Drag an end outwards to add new music there.",
     "keys": "Keys: arrows move an end by 1 s, Shift and arrows by 10 s.",
+    "seconds": "{seconds} s",
+    "play": "Play",
+    "pause": "Pause",
+    "loop": "Loop",
+    "join": "Hear the join",
+    "unheard": "This browser cannot play this file.",
 }
-NEW_SECONDS = "{seconds} s"
 REGION = {  # for static/region.js
     "title": "Region",
     "group": "Waveform of the source",
@@ -513,6 +518,7 @@ COUNTED = {
 SCRIPT_TEXTS: dict[str, Any] = {
     "decoding": "Reading the recording ...",
     "really": "Download it now?",
+    "change": "Change",
 }
 CANCELLED = "Cancelled. Your settings are still here."
 NO_CONNECTION = "No connection to the studio. Your run continues without it ..."
@@ -721,6 +727,7 @@ SECONDS = "{:g} s"
 NOTIFY = "Tell me when it is ready, with a notification"
 LATEST_TAKES = "Your latest takes"
 USE_TAKE = "Use {name}, {length}, as the source"
+SOURCE_GONE = "The studio no longer has your source. Add it again."
 TAKE_GONE = "The studio no longer has this take. Make it again to continue."
 TAKE_NOT_READ = "The studio could not be reached. Try again once you are connected."
 FILLED_IN = "The settings of this take are in the form."

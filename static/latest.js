@@ -58,9 +58,20 @@ studio.latest = (element, props, trigger) => {
     return item;
   };
 
+  // The source that was here before a reload.
+  const again = async () => {
+    const mode = element.closest("[id$=-latest]").id.replace(/-latest$/, "");
+    const file = studio.formerSource(mode);
+    if (!file) return;
+    if (await isGone(address(file.path))) return studio.sourceIsGone(mode, texts.source_gone);
+    props.value = { ...file, again: true };
+    trigger("input");
+  };
+
   let drawn = 0;
   const draw = async () => {
     if (!element.offsetParent) return;
+    again();
     const turn = ++drawn;
     const all = modes.flatMap((mode) => studio.remembered(mode)).sort((one, other) => (other.at ?? 0) - (one.at ?? 0));
     const found = [];

@@ -4,6 +4,8 @@ const FINE = 1; // seconds
 const COARSE = 10;
 const KEYS_REST_MS = 200; // after the last key press the fields are written
 
+const JOIN = 4; // seconds that are heard of a join
+
 const find = (selector) => element.querySelector(selector);
 const { clamp, fill } = studio.tools;
 const track = find(".track");
@@ -41,6 +43,7 @@ const take = () => {
   const value = props.value || {};
   length = value.seconds || 0;
   find(".timeline").hidden = !length;
+  listen.open(value.path);
   if (value.peaks !== drawn) {
     drawn = value.peaks;
     studio.tools.outline(find(".wave"), drawn);
@@ -112,6 +115,26 @@ for (const [side, grip] of Object.entries(grips)) {
   });
   for (const name of ["keyup", "blur"]) grip.addEventListener(name, () => keysRest && write());
 }
+
+// --- hearing it ---
+
+let part = [0, 0]; // seconds
+const whole = () => [0, length];
+const play = find(".play");
+// Before the press is heard.
+play.addEventListener("click", () => (part = whole()), true);
+const listen = studio.listen(find(".timeline"), props.texts, {
+  part: () => (part[1] ? part : whole()),
+  moved: (seconds) => find(".head").style.setProperty("left", `${length ? (100 * seconds) / length : 0}%`),
+});
+find(".join").addEventListener("click", () => {
+  const last = [Math.max(length - JOIN, 0), length];
+  part = added.after ? last : [0, Math.min(JOIN, length)];
+  listen.renew();
+  if (play.dataset.state === "play") listen.toggle();
+});
+
+// --- the page ---
 
 watch("value", () => {
   // An echo of the fields must not pull an end back that is being moved.

@@ -10,6 +10,7 @@ from axe_playwright_python.sync_playwright import Axe
 from gradio import utils as gradio_utils
 from playwright.sync_api import Locator, Page, expect
 
+import tooltips
 from limits import SCORE_PARTS
 from params import LoraChoice
 
@@ -219,8 +220,10 @@ class Tab:
 
     def clear(self, name: str) -> None:
         """Take the file out of an audio field, if it has one."""
-        # The message at a wrong file has a second button, over the first.
-        button = self.field(name).locator("button[title=Clear]").last
+        button = self.field(name).get_by_role("button", name=tooltips.SCRIPT_TEXTS["change"])
+        if not button.is_visible():
+            # The message at a wrong file has a second button, over the first.
+            button = self.field(name).locator("button[title=Clear]").last
         if button.is_visible():
             button.click()
         expect(self.field(name).locator("input[type=file]")).to_have_count(1)

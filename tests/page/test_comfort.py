@@ -13,7 +13,7 @@ import page_hints
 import page_settings
 import tooltips
 from events import Progress
-from tests.page.steps import SHARED, Tab, reload
+from tests.page.steps import SHARED, Tab, copies_of, reload
 
 # --- keys ---------------------------------------------------------------------------------------------------------
 
@@ -141,20 +141,34 @@ def test_settings_survive_a_reload_and_can_be_reset(page: Page, fake, tab):
 
 
 @pytest.mark.slow
-def test_each_tab_keeps_its_own_settings_but_no_file(page: Page, fake, tab, song):
+def test_each_tab_keeps_its_own_settings_and_its_source(page: Page, fake, tab, song, forgiven):
+    forgiven.append("status of 404")  # of the source that is gone
     edit, lyrics = tab(page, "edit"), tab(page, "lyrics")
     lyrics.set("brief", "type", "two old friends")
     tab(page, "edit")
     edit.set("source", "upload", song)
     edit.choose("layer")
     edit.set("track", "pick", "Drums")
+    edit.set("part", "tick", True)
+    edit.set("start", "type", "0.5")
     edit.set("prompt", "type", "a drum solo")
     come_back(edit)
     expect(edit.text("prompt")).to_have_value("a drum solo")
     expect(edit.field("track").get_by_label("Drums", exact=True)).to_be_checked()
-    expect(edit.field("source").locator("input[type=file]")).to_have_count(1)
+    # The studio still has the source, and its region is as it was marked.
+    expect(edit.field("source").locator(".source-card")).to_contain_text(song.name)
+    expect(edit.part("region").get_by_label("Start of the region")).to_have_attribute(
+        "aria-valuenow", "0.5"
+    )
+    expect(edit.text("start")).to_have_value("0.5")
     expect(tab(page, "lyrics").text("brief")).to_have_value("two old friends")
     expect(tab(page, "generate").text("prompt")).to_have_value("")
+    # One that is deleted by then is named, not dropped without a word.
+    for copy in copies_of(song.name):
+        copy.unlink()
+    come_back(edit)
+    expect(edit.field("source")).to_contain_text(tooltips.SOURCE_GONE)
+    expect(edit.field("source").locator("input[type=file]")).to_have_count(1)
 
 
 @pytest.mark.slow

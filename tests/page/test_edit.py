@@ -172,9 +172,17 @@ def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(
     edit.set("source", "upload", song)
     region, snap = edit.part("region"), page.get_by_role("button", name="Snap to beats (120 BPM)")
     expect(snap).to_be_visible()
-    # The source has one player, above the actions.
+    # The source is a card and one waveform; the actions come first.
+    card = edit.field("source").locator(".source-card")
+    expect(card).to_contain_text(song.name)
+    expect(card).to_contain_text("0:03")
+    assert 64 <= card.bounding_box()["height"] <= 72
     expect(edit.field("source").locator("[data-testid=waveform-controls]")).to_be_hidden()
-    assert region.bounding_box()["y"] < edit.field("action").bounding_box()["y"]
+    places = [
+        part.bounding_box()["y"]
+        for part in (card, edit.field("action"), region, edit.field("start"))
+    ]
+    assert places == sorted(places)
     region.locator(".stage").scroll_into_view_if_needed()
     box = region.locator(".track").bounding_box()
     page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 12)

@@ -1,0 +1,78 @@
+// The source of a tab as a card with its picture, name and length, in Gradio's own block. A reload brings it back for as long
+// as the studio has it: Gradio keeps no files, but the browser keeps what they are called.
+(() => {
+  const KEPT = "ace-music-studio-sources";
+  const shown = {}; // the path on each tab's card
+  let kept = {}; // by tab
+  try {
+    kept = JSON.parse(sessionStorage.getItem(KEPT)) ?? {};
+  } catch {} // a browser that keeps nothing
+  const former = { ...kept };
+
+  const keep = (mode, file) => {
+    kept[mode] = file;
+    try {
+      sessionStorage.setItem(KEPT, JSON.stringify(kept));
+    } catch {}
+  };
+
+  // The file that the tab had before a reload, once.
+  studio.formerSource = (mode) => {
+    const file = former[mode];
+    delete former[mode];
+    return shown[mode] ? undefined : file;
+  };
+
+  const pictureOf = (name) => {
+    const takes = ["generate", "cover", "extend", "edit"].flatMap((mode) => studio.remembered(mode));
+    return takes.find(({ path }) => path.split("/").at(-1) === name)?.art;
+  };
+
+  const card = (block, file) => {
+    const { address, clock, make } = studio.tools;
+    const name = file.orig_name ?? file.path.split("/").at(-1);
+    const art = pictureOf(name);
+    const length = make("span");
+    const sound = new Audio();
+    sound.preload = "metadata";
+    sound.addEventListener("loadedmetadata", () => {
+      if (Number.isFinite(sound.duration)) length.textContent = clock(sound.duration);
+    });
+    sound.src = address(file.path);
+    // The sentence at a wrong file has such a button as well, before it.
+    const change = () => [...block.querySelectorAll('button[title="Clear"]')].at(-1)?.click();
+    return make("div", { class: "source-card" }, [
+      art ? make("img", { src: art, alt: "" }) : make("span", { class: "art", icon: "note" }),
+      make("p", {}, [make("strong", { text: name, title: name }), length]),
+      make("button", { type: "button", text: studio.texts.change, click: change }),
+    ]);
+  };
+
+  // The block is drawn when its tab is opened, which may be a moment later than its file is there.
+  const whenDrawn = (mode, act) => {
+    const block = document.getElementById(`${mode}-source`);
+    if (block) act(block);
+    else requestAnimationFrame(() => whenDrawn(mode, act));
+  };
+
+  const place = (mode, file) =>
+    whenDrawn(mode, (block) => {
+      if (shown[mode] !== file?.path) return;
+      for (const old of block.querySelectorAll(".source-card, .source-gone")) old.remove();
+      block.toggleAttribute("data-filled", Boolean(file));
+      if (file) block.append(card(block, file));
+    });
+
+  studio.sourceIsGone = (mode, text) =>
+    whenDrawn(mode, (block) => block.append(studio.tools.make("p", { class: "source-gone", role: "status", text })));
+
+  // Called with every change of a source, and more often: Gradio takes an answer of the server for one.
+  studio.source = (mode, file) => {
+    const path = file?.path;
+    if (shown[mode] === path) return file;
+    shown[mode] = path;
+    place(mode, file);
+    keep(mode, file);
+    return file;
+  };
+})();
