@@ -144,7 +144,7 @@ def test_a_take_is_compared_with_its_source_at_the_same_place(lasting: Page, fak
     opened.made(fake)
     # The source's own player and ours never play at once.
     listened, paused = (
-        opened.field("source").get_by_role("button", name=name, exact=True)
+        opened.part("timeline").get_by_role("button", name=name, exact=True)
         for name in ("Play", "Pause")
     )
     listened.click()
