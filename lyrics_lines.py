@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -75,6 +77,8 @@ UNFINISHED = (
 )
 NO_ENDS = frozenset(UNFINISHED.split())
 USUAL_SYLLABLES = 8  # of a section's first line
+LEARNT_RUN = 6  # words in a row that only a line of the training's lyrics would have
+LEAST_LEARNT = 4  # words of a whole line: shorter ones are anyone's
 
 
 class SungWords:
@@ -325,6 +329,8 @@ class Session:
         quality -= 2 * sum(self._is_unknown(word) for word in words)
         if line.lower() in {sung.lower() for sung in song.lines}:
             quality -= 8
+        if line_hashes(words) & learnt_hashes():
+            quality -= 20
         quality -= 0.7 * len(shared_triples(words, song.lines))
         quality -= REPEAT_PENALTY * repeats(words)
         if any(words_of(above)[:2] == words[:2] for above in section):
@@ -564,6 +570,24 @@ def shared_triples(words: list[str], lines: list[str]) -> list[tuple[str, ...]]:
     for line in lines:
         earlier.update(triples(words_of(line)))
     return [triple for triple in triples(words) if triple in earlier]
+
+
+def line_hashes(words: list[str]) -> set[int]:
+    """Return the hashes of a line's runs of `LEARNT_RUN` words, and of the whole line unless it is short."""
+    runs = [
+        " ".join(words[start : start + LEARNT_RUN]) for start in range(len(words) - LEARNT_RUN + 1)
+    ]
+    if len(words) >= LEAST_LEARNT:
+        runs.append("the line " + " ".join(words))
+    return {zlib.crc32(run.encode()) for run in runs}
+
+
+@functools.cache
+def learnt_hashes() -> frozenset[int]:
+    """Return the hashes of the lines that the songwriter was trained on."""
+    return frozenset(
+        number for (number,) in struct.iter_unpack("<I", lyrics_small.LEARNT.read_bytes())
+    )
 
 
 def repeats(words: list[str]) -> int:

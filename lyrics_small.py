@@ -30,6 +30,9 @@ LORA = Path(__file__).with_name("assets") / "songwriter" / "lora.safetensors"
 # Plain words of the lyrics that it was trained on, most frequent first; each line ends with one of
 # them.
 WORDS = LORA.with_name("words.txt")
+# The hashes of those lyrics' lines (`lyrics_lines.line_hashes`), which it must not repeat: unsigned
+# 32-bit numbers, little-endian.
+LEARNT = LORA.with_name("learnt.bin")
 LORA_SCALE = 2.0
 AS_BEFORE = " ...\n"  # stands for a section whose lines all return
 SYSTEM = "You write song lyrics."

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import random
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from typing import Any
 
 import lyrics_small
 from lyrics_form import last_word, words_of
+from lyrics_lines import line_hashes
 
 LYRICS = Path(__file__).with_name("lyrics")
 STATE = Path("~/.cache/ace-studio-training/songwriter").expanduser()
@@ -319,6 +321,16 @@ def write_words(lyrics: list[dict[str, Any]], path: Path) -> None:
     path.write_text("\n".join(ranked) + "\n", encoding="utf-8")
 
 
+def write_learnt(lyrics: list[dict[str, Any]], path: Path) -> None:
+    """Write the hashes of all lines, those of held-out lyrics too."""
+    hashes: set[int] = set()
+    for lyric in lyrics:
+        for line in lyric["text"].split("\n"):
+            if not line.startswith("["):
+                hashes |= line_hashes(words_of(line))
+    path.write_bytes(struct.pack(f"<{len(hashes)}I", *sorted(hashes)))
+
+
 def export(mean: dict[str, Any], path: Path) -> None:
     """Write the LoRA as the songwriter reads it."""
     import torch
@@ -363,5 +375,6 @@ def run(asked: argparse.Namespace) -> None:
     if asked.assets:
         export(training.mean, lyrics_small.LORA)
         write_words(read_lyrics(asked.lyrics), lyrics_small.WORDS)
+        write_learnt(read_lyrics(asked.lyrics), lyrics_small.LEARNT)
         return
     training.run(asked.passes, asked.minutes)

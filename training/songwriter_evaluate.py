@@ -29,13 +29,13 @@ from lyrics_form import (
     rhymes,
     words_of,
 )
+from lyrics_lines import LEARNT_RUN, LEAST_LEARNT
 from lyrics_tags import parse_heading
 from model_weights import Weights, find_songwriter
 from params import parse_request
 from training.songwriter import LYRICS, STATE, export, read_lyrics
 
 BRIEFS = Path(__file__).with_name("briefs.txt")
-RUN = 6  # words in a row that only a line of the training's lyrics would have
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def new_to(lyrics: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], list[
         for line in lyric["text"].split("\n")
         if not line.startswith("[")
     ]
-    known = {tuple(words) for words in lines if len(words) > 3}
+    known = {tuple(words) for words in lines if len(words) >= LEAST_LEARNT}
     known |= {run for words in lines for run in runs(words)}
 
     def right(row: dict[str, Any]) -> list[bool]:
@@ -156,7 +156,8 @@ def new_to(lyrics: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], list[
 
 
 def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
-    return {tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)}
+    starts = range(len(words) - LEARNT_RUN + 1)
+    return {tuple(words[start : start + LEARNT_RUN]) for start in starts}
 
 
 def measures(lyrics: Sequence[dict[str, Any]]) -> list[Measure]:

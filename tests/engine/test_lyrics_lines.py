@@ -11,11 +11,13 @@ import lyrics
 import lyrics_form
 import lyrics_lines
 from events import Draft, StudioError
-from lyrics_form import count_syllables, last_word, rhymes
+from lyrics_form import count_syllables, last_word, rhymes, words_of
+from lyrics_lines import learnt_hashes, line_hashes
 from lyrics_tags import parse_heading
 from model_weights import Weights
 from params import parse_request
 from tests.weights import SONGWRITER
+from training.songwriter import LYRICS, read_lyrics
 
 pytestmark = pytest.mark.skipif(
     not lyrics_form.dictionary_file(), reason="the dictionary is not installed"
@@ -76,6 +78,31 @@ def test_a_seed_means_the_same_lyrics_and_another_seed_others(songwriter):
     assert (
         write(songwriter, "[Verse]", 7, **cold)[-1].text
         == write(songwriter, "[Verse]", 7, **cold)[-1].text
+    )
+
+
+def test_a_line_that_it_was_trained_on_is_not_written(songwriter, monkeypatch):
+    written = sections(write(songwriter, "[Verse] [Verse]", 7)[-1].text)
+    lines = [line for _, lines in written for line in lines]
+    learnt = next(line for line in lines if line_hashes(words_of(line)))
+    monkeypatch.setattr(
+        lyrics_lines, "learnt_hashes", lambda: frozenset(line_hashes(words_of(learnt)))
+    )
+    assert learnt not in write(songwriter, "[Verse] [Verse]", 7)[-1].text
+
+
+def test_the_lines_that_it_was_trained_on_are_known():
+    lines = [
+        words_of(line)
+        for lyric in read_lyrics(LYRICS)
+        for line in lyric["text"].split("\n")
+        if not line.startswith("[")
+    ]
+    assert {number for line in lines for number in line_hashes(line)} == learnt_hashes()
+    assert line_hashes(["he's", "at", "the", "end", "of", "the", "day"]) & learnt_hashes()
+    assert (
+        not line_hashes(["the", "lamp", "goes", "round", "the", "empty", "stairs", "at", "noon"])
+        & learnt_hashes()
     )
 
 
