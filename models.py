@@ -571,8 +571,8 @@ def _nvidia_device(is_small: bool) -> Device:
     if on_zerogpu() or torch.cuda.is_bf16_supported(including_emulation=False):
         return Device("cuda", *IN_BFLOAT16, f"Runs on {name} in bfloat16.")
     reason = (
-        f"Runs on {name}, which has no native bfloat16: weights are stored in float16 and computed "
-        "exactly, but slower, in float32."
+        f"Runs on {name}, which has no native bfloat16: weights are stored in float16. They are "
+        "computed in half precision if the self-check finds that near float32 here, else in float32, which is slower."
     )
     return Device("cuda", "float32", "float16", "float32", reason)
 

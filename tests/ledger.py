@@ -47,6 +47,10 @@ DTYPES = {
     "cpu": ("bfloat16", "bfloat16", "float32"),
     # one that is slow in bfloat16, and short of memory: weights are widened as they are used
     "cpu, widening": ("float32", "bfloat16", "float32"),
+    # a card without bfloat16, such as a T4, and an older macOS
+    "cuda, float16": ("float32", "float16", "float32"),
+    "mps, float32": ("float32", "float32", "float32"),
+    "cpu, float32": ("float32", "float32", "float32"),
 }
 PLANNER_GB = 3.71
 SONGWRITER_GB = 15.23
@@ -148,10 +152,12 @@ class Ledger:
         self.studio = SimpleNamespace(models=loaded, placing=model_memory.Placing(loaded))
 
     def part_bytes(self, device: models.Device) -> dict[str, int]:
-        wide = 2 if device.vae_dtype == "float32" else 1
-        factors = {"vae": wide}
+        factors = {
+            name: 2 if numbers == "float32" else 1
+            for name, numbers in (("vae", device.vae_dtype), ("other", device.storage_dtype))
+        }
         return {
-            name: int(size * GB) * factors.get(name, 1)
+            name: int(size * GB) * factors.get(name, factors["other"])
             for name, size in model_memory.XL_PARTS_GB.items()
         }
 

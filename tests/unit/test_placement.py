@@ -114,6 +114,7 @@ SEQUENCES = (
 )
 ROOT = Path(__file__).parents[2]
 KINDS = tuple(model_memory.LADDERS)
+WITHOUT_BFLOAT16 = ("cuda, float16", "mps, float32", "cpu, float32")
 
 
 def job(ledger: Ledger, mode: str, **values) -> str:
@@ -126,7 +127,14 @@ def job(ledger: Ledger, mode: str, **values) -> str:
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda sequence: sequence.__name__)
-@pytest.mark.parametrize("kind", [*KINDS, "cpu, widening"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *KINDS,
+        "cpu, widening",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in WITHOUT_BFLOAT16),
+    ],
+)
 def test_no_job_uses_more_than_was_counted(kind, sequence, tmp_path, monkeypatch):
     # Rooms around each plan's needs, so that every plan is chosen, with and without the planner beside the song model.
     for number, room in enumerate((6, 8, 10, 12, 14, 16, 18, 20, 24, 34, 48)):
@@ -213,10 +221,11 @@ def cells(kind: str, room: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     return f"{plan} | {choice.need / GB:.1f} | {used / GB:.1f}"
 
 
-def test_the_documented_table_is_true(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kinds", [KINDS, pytest.param(WITHOUT_BFLOAT16, marks=pytest.mark.slow)])
+def test_the_documented_tables_are_true(kinds, tmp_path, monkeypatch):
     rows = []
     for room in ROOMS:
-        found = [cells(kind, room, tmp_path, monkeypatch) for kind in KINDS]
+        found = [cells(kind, room, tmp_path, monkeypatch) for kind in kinds]
         rows.append(f"| {room} | {' | '.join(found)} |")
     print("\n".join(["", *rows]))
     assert "\n".join(rows) in (ROOT / "docs" / "performance.md").read_text()
