@@ -3,7 +3,9 @@
 Makes songs from held-out prompts, as the studio makes them, and measures them (`listening`): tempo, key, style,
 silence, clipping, speed; what the VAE loses; whether a repaint keeps the tempo of its surroundings and an extension
 continues in tempo and key. The column "ruler" has the same measurement of rendered pieces, where the truth
-is known: no engine can be expected to do better. `--gate` ends with an error where the weights must not be shipped.
+is known: no engine can be expected to do better. With `--planner` songs of the same prompts are made once more from
+that planner's codes: the lines that begin with "planned". `--gate` ends with an error where the weights must not be
+shipped.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import audio_levels
 import bootstrap
 import models
 import modes
+import planner
 import song_codec
 from events import Progress
 from gpu_job import SongJob
@@ -115,9 +118,17 @@ class Engine:
         self.words = {"quality": quality, "options": {} if steps is None else {"steps": steps}}
 
     def make(
-        self, mode: str, score: Score, source: np.ndarray | None = None, **values: Any
+        self,
+        mode: str,
+        score: Score,
+        source: np.ndarray | None = None,
+        planned_by: planner.Planner | None = None,
+        **values: Any,
     ) -> np.ndarray | None:
-        """Return the song of a score's words as samples [2, n]; None where the take ended with a problem."""
+        """Return the song of a score's words as samples [2, n]; None where the take ended with a problem.
+
+        With `planned_by` it follows the codes that this planner writes for them.
+        """
         words = {
             "prompt": score.captions[0],
             "lyrics": score.lyrics,
@@ -137,7 +148,10 @@ class Engine:
                 request, (score.seed,), (0,), folder, sounds, settings=settle(request, "preview")
             )
             job.running.touch()
-            events = modes.run(self.pipe, job)
+            plan = None
+            if planned_by is not None:
+                *_, plan = planner.plan(planned_by, request, job.seeds)
+            events = modes.run(self.pipe, job, plan)
             *_, outcome = (event for event in events if not isinstance(event, Progress))
             take = outcome.takes[0]
             return audio.read_wav(take.file) if take.file else None
@@ -222,6 +236,36 @@ def measure_songs(
     note = f"seconds a second of music, {engine.device.kind}, the first song left out"
     lines.append(Line("speed", float(np.median(took[1:] or took)), at_most=0.15, note=note))
     return lines, heard
+
+
+def measure_planned(
+    engine: Engine, scores: list[Score], planned_by: planner.Planner
+) -> tuple[list[Line], list]:
+    """Measure songs from a planner's codes, to be compared with "tempo" and "key" of the unplanned ones.
+
+    Returns the lines and, song by song, whether the tempo and the key are right.
+    """
+    rows = []
+    for score in scores:
+        song = engine.make("generate", score, planned_by=planned_by, duration=score.seconds)
+        rows.append({"seed": score.seed, "asked_style": score.style, **judged(song, score)})
+
+    def share(what: str) -> float:
+        return float(np.mean([row[what] for row in rows]))
+
+    lines = [
+        Line("planned, tempo", share("tempo"), at_least=0.95),
+        Line("planned, key", share("key"), at_least=0.95),
+    ]
+    return lines, rows
+
+
+def judged(samples: np.ndarray | None, score: Score) -> dict[str, bool]:
+    """Return whether tempo and key of a song [2, n] are right; of no song they are not."""
+    if samples is None:
+        return {"tempo": False, "key": False}
+    tempo = has_tempo(listening.tempo(samples), score.bpm)
+    return {"tempo": tempo, "key": has_key(listening.key_ranking(samples)[0], score.key)}
 
 
 def draw_songs(engine: Engine, songs: list[tuple[Score, dict[str, Any]]], path: Path) -> None:
@@ -467,12 +511,10 @@ def stretches(samples: np.ndarray | None, score: Score) -> list[dict[str, bool]]
     """Return whether tempo and key are right in each stretch of a song [2, n]; of no song none is."""
     found = []
     for start in range(0, round(score.seconds), STRETCH_SECONDS):
-        if samples is None:
-            found.append({"tempo": False, "key": False})
-            continue
-        part = samples[:, start * SAMPLE_RATE : (start + STRETCH_SECONDS) * SAMPLE_RATE]
-        tempo = has_tempo(listening.tempo(part), score.bpm)
-        found.append({"tempo": tempo, "key": has_key(listening.key_ranking(part)[0], score.key)})
+        part = samples
+        if samples is not None:
+            part = samples[:, start * SAMPLE_RATE : (start + STRETCH_SECONDS) * SAMPLE_RATE]
+        found.append(judged(part, score))
     return found
 
 
@@ -480,16 +522,36 @@ def stretches(samples: np.ndarray | None, score: Score) -> list[dict[str, bool]]
 
 
 def evaluate(
-    engine: Engine, prompts: int, edits: int, pieces: int, seconds: float, long: int
+    engine: Engine,
+    prompts: int,
+    edits: int,
+    pieces: int,
+    seconds: float,
+    long: int,
+    planned_by: planner.Planner | None = None,
 ) -> tuple[list[Line], dict]:
-    """Run every measurement; returns the lines and what was heard song by song."""
+    """Run every measurement; returns the lines and what was heard song by song.
+
+    Planned songs are measured where there is a planner for them.
+    """
     scores = held_out(prompts, seconds)
     classifier = style_classifier(engine, pieces, seconds)
     lines, songs = measure_songs(engine, scores, classifier)
     lines += measure_vae(engine, scores[:edits])
     more, changed = measure_edits(engine, scores[:edits])
     longer, later = measure_long(engine, long)
-    return [*lines, *more, *longer], {"songs": songs, "edits": changed, "long": later}
+    details = {"songs": songs, "edits": changed, "long": later}
+    lines += [*more, *longer]
+    if planned_by is not None:
+        planned, details["planned"] = measure_planned(engine, scores, planned_by)
+        lines += planned
+    return lines, details
+
+
+def load_planner(folder: Path, device: models.Device) -> planner.Planner:
+    """Load the planner in `folder` as the studio does; raises StudioError where it is none."""
+    weights = Weights(folder.name, folder, "variable", "", "transformers", None, folder.name)
+    return planner.load_planner(weights, device)
 
 
 def write_card(folder: Path, rows: list[str]) -> None:
@@ -520,6 +582,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--long", type=int, default=12, help=f"songs of {LONG_SECONDS:g} s")
+    parser.add_argument(
+        "--planner", type=Path, help="measure planned songs too: the folder of the planner"
+    )
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
@@ -540,7 +605,10 @@ def main() -> None:
         else tuple(vars(arguments)[n] for n in ("prompts", "edits", "pieces", "seconds", "long"))
     )
     engine = Engine(folder, arguments.quality, 2 if arguments.smoke else None)
-    lines, details = evaluate(engine, *sizes)
+    planned_by = None
+    if arguments.planner:
+        planned_by = load_planner(arguments.planner, engine.device)
+    lines, details = evaluate(engine, *sizes, planned_by=planned_by)
     rows = [f"{'':<24}{'engine':>9}{'wanted':>9}{'ruler':>9}", *(line.row() for line in lines)]
     print("\n".join(rows))
     if arguments.json:

@@ -15,6 +15,7 @@ import modes
 import song_attention
 import song_loop
 import song_vae
+from tests.weights import PLANNER
 from training import (
     engine_distil,
     engine_evaluate,
@@ -403,6 +404,23 @@ def test_silence_and_clipping_are_seen():
     )
     song[:, 48_000:192_000] = 0
     assert engine_evaluate.longest_gap(song) == pytest.approx(3.0, abs=0.3)
+
+
+def test_planned_songs_are_made_from_the_planners_codes(tiny):
+    engine = engine_evaluate.Engine(tiny, "draft", 1)
+    planner = engine_evaluate.load_planner(PLANNER, engine.device)
+    score = engine_evaluate.held_out(1, 10.0)[0]
+    planned, again, unplanned = (
+        engine.make("generate", score, planned_by=by, duration=10.0)
+        for by in (planner, planner, None)
+    )
+    assert np.array_equal(planned, again) and not np.allclose(planned, unplanned)
+    lines, (row,) = engine_evaluate.measure_planned(engine, [score], planner)
+    assert {line.name: line.value for line in lines} == {
+        f"planned, {what}": float(right)
+        for what, right in engine_evaluate.judged(planned, score).items()
+    }
+    assert row["seed"] == score.seed
 
 
 def test_the_card_gets_the_figures_once(tmp_path):
