@@ -177,7 +177,9 @@ class Official:
         """Start the run of a task; raises StudioError if it cannot be done, or has no room."""
         status = self.studio.status()
         values = Values(fields)
-        chosen = tasks.chosen_model(values.read("model"), status.song_models)
+        chosen = tasks.chosen_model(
+            values.read("model"), status.song_models, values.read("task_type")
+        )
         kind = chosen.kind if chosen else status.kind
         model = chosen.name if chosen else ""
         loras = self.loras.choices(owner)

@@ -62,10 +62,22 @@ class TaskUploads:
     reference: str = ""
 
 
-def chosen_model(asked: str, models: Sequence[SongModelStatus]) -> SongModelStatus | None:
-    """Return the song model whose kind a caller's name for it tells, None for the studio's own."""
-    for model in models:
-        if model.state != "missing" and not model.own and model.kind in asked.lower():
+TASKS_WITH_TRACKS = ("lego", "extract", "complete")
+
+
+def chosen_model(
+    asked: str, models: Sequence[SongModelStatus], task: str = ""
+) -> SongModelStatus | None:
+    """Return the song model whose kind a caller's name for it tells, None for the studio's own.
+
+    A `task` with tracks takes the one that was trained for them if none is named.
+    """
+    others = [model for model in models if model.state != "missing" and not model.own]
+    wanted = asked.lower()
+    if not asked and task.lower() in TASKS_WITH_TRACKS:
+        wanted = "base"
+    for model in others:
+        if model.kind in wanted:
             return model
     return None
 

@@ -92,7 +92,7 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
         tabs = page_tabs.build_tabs(studio)
         forms = [tab.form for tab in tabs]
         runs = [run for tab in tabs for run in tab.runs]
-        download = connect_model(studio, header)
+        download = connect_model(studio, header, tabs)
         connect_status(studio, demo, header, forms, runs, download)
         connect_memory(demo, forms)
         # Never rendered, so that the page does not build it; compact, so that it adds no groups.

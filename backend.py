@@ -31,6 +31,7 @@ import selfcheck
 import song_align
 import song_length
 import takes
+import tooltips
 import writers
 from events import Done, Event, Failed, InvalidRequest, Outcome, Problem, Progress, StudioError
 from gpu_job import Job, SongJob
@@ -46,9 +47,11 @@ from model_weights import (
     task_support,
 )
 from params import (
+    CHOOSE_TRACK,
     AlignRequest,
     CoverRequest,
     DescribeRequest,
+    EditRequest,
     GenerateRequest,
     Request,
     Settings,
@@ -91,10 +94,24 @@ class Backend:
         self.placing = model_memory.Placing(self.models)
         # By folder. Remembered, because `spaces` deletes the files once the weights are packed.
         self._widths: dict[Path, lora_format.Widths] = {}
+        # Bytes that a download would fetch, by repository, where the hub was asked.
+        self._to_fetch: dict[str, int] = {}
 
     def song_model(self, request: Request) -> Weights:
         """Return the song model that `request` asks for, with its problem if it is not here."""
-        return self.models.find(model_of(request))
+        return self.models.find(model_of(self.with_model(request)))
+
+    def with_model(self, request: Request) -> Request:
+        """Let an action that works with tracks take the model trained for them, if it is here and none is named."""
+        if not isinstance(request, EditRequest) or model_of(request) or gpu_ray.wanted():
+            return request
+        if request.action not in CHOOSE_TRACK:
+            return request
+        stems = self.models.find("base")
+        if stems.folder is None or stems == self.models.weights:
+            return request
+        options = request.options.model_copy(update={"model": "base"})
+        return request.model_copy(update={"options": options})
 
     def widths(self, model: str = "") -> lora_format.Widths | None:
         """Return the linear layers of a song model that a LoRA must fit; None until it has been downloaded."""
@@ -186,7 +203,25 @@ class Backend:
             tasks=task_support(kind, self.models.has_audio_codes(weights)),
             problem=weights.problem,
             gpu_seconds=self._seconds_of_a_minute(name) if gpu.ON_ZEROGPU else 0,
+            download_gb=self._download_gb(weights),
         )
+
+    def _download_gb(self, weights: Weights) -> float:
+        """Return what a download of a song model would fetch; 0 if it is here or cannot be fetched.
+
+        On ZeroGPU only what was placed at start makes songs, and Ray's workers have disks of their own.
+        """
+        if weights.folder is not None or not weights.repo or gpu.ON_ZEROGPU or gpu_ray.wanted():
+            return 0.0
+        missing = self._to_fetch.get(weights.repo)
+        if missing is None:
+            return DEFAULT_MODEL_GB
+        return max(round(missing / 10**9, 1), 0.1)
+
+    def ask_size(self, model: str) -> None:
+        """Ask the hub how much of a song model is missing, for the status; raises StudioError."""
+        repo = self.models.find(model).repo
+        self._to_fetch[repo] = model_hub.missing_bytes(repo)
 
     def _seconds_of_a_minute(self, model: str) -> int:
         """Return the seconds that ZeroGPU is asked for a minute of music by a song model."""
@@ -214,16 +249,22 @@ class Backend:
     def stream(self, request: Request) -> Generator[Event]:
         """Run `request`: yield progress, then `Done` or `Failed`. Closing the generator cancels it."""
         try:
-            yield from jobs.with_times(self._run(request))
+            yield from jobs.with_times(self._run(self.with_model(request)))
         except Exception as error:
             yield Failed(gpu.problem_of(error))
         finally:
             model_memory.trim_heap()
 
-    def download(self) -> Generator[Event]:
-        """Download the real weights for the next songs. Closing the generator stops the download."""
+    def download(self, model: str = "") -> Generator[Event]:
+        """Download a song model, by default the real weights. Closing the generator stops the download."""
         try:
-            yield from model_hub.download(self.models.weights.wanted)
+            repo = self.models.weights.wanted
+            if model:
+                weights = self.models.find(model)
+                if not self._download_gb(weights):
+                    raise StudioError("not_offered", tooltips.NOT_OFFERED)
+                repo = weights.repo
+            yield from model_hub.download(repo)
             yield from self.models.refreshing()
             yield Done((), WordsResult())
         except Exception as error:

@@ -99,7 +99,17 @@ def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress
         raise StudioError(
             "model_unknown", f'A model on Hugging Face is named "org/model", not {shown(repo_id)}.'
         )
+    yield from watched(_fetch_of(repo_id, selection))
 
+
+def missing_bytes(repo_id: str, selection: Selection = PIPELINE) -> int:
+    """Ask the hub, and return how many bytes `download` would fetch; raises the same errors."""
+    if _is_silent():
+        raise _unreachable("it did not answer before")
+    return _fetch_of(repo_id, selection).missing()
+
+
+def _fetch_of(repo_id: str, selection: Selection) -> Fetch:
     def choose(offered: list[RepoFile], guarded: bool) -> list[RepoFile]:
         chosen = selection.choose(file.name for file in offered)
         if selection.index not in chosen:
@@ -107,12 +117,12 @@ def download(repo_id: str, selection: Selection = PIPELINE) -> Iterator[Progress
             raise StudioError("weights_unfit", missing)
         return [file for file in offered if file.name in chosen]
 
-    yield from watched(Fetch(repo_id, choose, selection.variable))
+    return Fetch(repo_id, choose, selection.variable)
 
 
 def watched(fetch: Fetch) -> Iterator[Progress]:
     """Run `fetch` in a thread and yield its progress; events, closing and errors are those of `download`."""
-    if _silent_until.get(constants.ENDPOINT, 0.0) > time.monotonic():
+    if _is_silent():
         raise _unreachable("it did not answer before")
     worker = threading.Thread(target=fetch.run, name="download", daemon=True)
     worker.start()
@@ -203,6 +213,15 @@ class Fetch:
         except Exception as error:
             self.error = self._explained(error)
 
+    def missing(self) -> int:
+        """Ask the hub; return the bytes that no model in the cache has yet."""
+        try:
+            self._ask()
+        except Exception as error:
+            raise self._explained(error) from None
+        wanted = [file for file in self.files if self._twin(file) is None]
+        return sum(file.size - self._present(file) for file in wanted)
+
     def _ask(self) -> None:
         api = HfApi(endpoint=constants.ENDPOINT, token=self._token)
         info = api.model_info(self.repo_id, files_metadata=True, timeout=ASK_SECONDS)
@@ -275,16 +294,22 @@ class Fetch:
         blob = self._blob(file)
         if _size(blob) == file.size:
             return
+        known = self._twin(file)
+        if known is None:
+            return
+        # A disk without such links gets the file from the hub.
+        with contextlib.suppress(OSError):
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            blob.unlink(missing_ok=True)
+            os.link(known.resolve(), blob)
+            self._partial(file).unlink(missing_ok=True)
+
+    def _twin(self, file: RepoFile) -> Path | None:
+        """Return the same file of another model in the cache, None if there is none."""
         for known in Path(constants.HF_HUB_CACHE).glob(f"models--*/blobs/{file.hash}"):
-            if known == blob or _size(known) != file.size:
-                continue
-            # A disk without such links gets the file from the hub.
-            with contextlib.suppress(OSError):
-                blob.parent.mkdir(parents=True, exist_ok=True)
-                blob.unlink(missing_ok=True)
-                os.link(known.resolve(), blob)
-                self._partial(file).unlink(missing_ok=True)
-                return
+            if known != self._blob(file) and _size(known) == file.size:
+                return known
+        return None
 
     def _present(self, file: RepoFile) -> int:
         if _size(self._blob(file)) == file.size:
@@ -408,6 +433,10 @@ class Fetch:
                 code = "download_broken"
                 message = f"The download failed unexpectedly ({type(error).__name__})."
         return StudioError(code, message, hint=hint)
+
+
+def _is_silent() -> bool:
+    return _silent_until.get(constants.ENDPOINT, 0.0) > time.monotonic()
 
 
 def _unreachable(reason: str) -> StudioError:

@@ -18,9 +18,20 @@ from events import InvalidRequest, Problem
 from limits import ACTIONS, REPAINT_MODES, TRACKS
 from page_assist import Assist
 from page_fields import Examples, SongTab, swapped
-from page_form import AT_ONCE, Field, Form, Updates, html, only, regions, regions_text, without
+from page_form import (
+    AT_ONCE,
+    Field,
+    Form,
+    Updates,
+    help_text,
+    html,
+    only,
+    regions,
+    regions_text,
+    without,
+)
 from page_run import tab_run_bar
-from params import ACTION_OPTIONS, CHOOSE_TRACK, upload_seconds
+from params import ACTION_OPTIONS, CHOOSE_TRACK, EditRequest, Request, model_of, upload_seconds
 from status import SongModelStatus, Status
 
 MORPH_NUMBERS = ("options.n_min", "options.n_max", "options.n_avg")
@@ -40,6 +51,18 @@ class EditForm(Form):
             if isinstance(read["regions"], list):
                 read["regions"] = [_first_region(read), *read["regions"]]
         return without(read, self._of_some_actions() - used)
+
+    def request(self, values: Iterable[Any]) -> Request:
+        """Return the request; the studio's own model is named where the backend would choose another."""
+        request = super().request(values)
+        own = next((model for model in self.studio.status().song_models if model.own), None)
+        assert isinstance(request, EditRequest)
+        if own is None or model_of(request):
+            return request
+        if self.studio.with_model(request) is request:
+            return request
+        options = request.options.model_copy(update={"model": own.name})
+        return request.model_copy(update={"options": options})
 
     def _used(self, read: Mapping[str, Any]) -> set[str]:
         """Return which of the fields that only some actions have the chosen one uses."""
@@ -106,7 +129,7 @@ def edit_tab(studio: Backend) -> SongTab:
             with page_fields.essentials():
                 offer = page_fields.add_source(form, tab)
                 form.wanted = gr.State(None)
-                _add_actions(form)
+                hints = _add_actions(form)
                 selector = page_widgets.region_selector("edit-region")
                 _add_needs(form)
                 with gr.Column(elem_classes=["morph-only"]):
@@ -150,6 +173,7 @@ def edit_tab(studio: Backend) -> SongTab:
         return model_for(action, chosen, studio.status())
 
     fields["action"].input(choose_model, [fields["action"], model], model, **AT_ONCE)
+    _connect_kinds(form, hints)
     morphs.connect()
     examples.connect()
     # A waveform selects a region when it is drawn, so settings come after it.
@@ -163,6 +187,20 @@ def stems_model(status: Status) -> SongModelStatus | None:
         if model.kind == "base" and model.state != "missing" and not model.own:
             return model
     return None
+
+
+def remarks(status: Status, choice: str) -> dict[str, str]:
+    """Return what to do about actions that the model of a `choice` is not made for."""
+    found = {}
+    if status.kind_of(choice) == "turbo":
+        found["morph"] = tooltips.MORPH_ON_FAST
+    if status.kind_of(choice) == "base":
+        return found
+    if status.to_get("base"):
+        found |= dict.fromkeys(CHOOSE_TRACK, tooltips.STEMS_TO_GET)
+    elif stems_model(status) and choice:
+        found |= dict.fromkeys(CHOOSE_TRACK, tooltips.STEMS_HERE)
+    return found
 
 
 def tasks_here(status: Status) -> dict[str, str]:
@@ -184,20 +222,13 @@ def model_for(action: str, chosen: str, status: Status) -> str:
     return "" if chosen == stems.name else chosen
 
 
-def _add_actions(form: EditForm) -> None:
-    """Add the choice of an action."""
+def _add_actions(form: EditForm) -> gr.HTML:
+    """Add the choice of an action; returns what each does."""
     actions = form.add("action", gr.Radio, choices=swapped(ACTIONS), value="repaint")
     hints = html(theme.actions({}), elem_id="edit-hints", js_on_load=theme.script("folds"))
 
-    def mark_experiments(status: Status) -> Updates:
-        names = {}
-        tasks = tasks_here(status)
-        for action, name in ACTIONS.items():
-            experimental = tasks.get(action) == "experimental"
-            names[action] = tooltips.EXPERIMENTAL.format(name=name) if experimental else name
-        return {actions: gr.update(choices=swapped(names)), hints: theme.actions(tasks)}
-
-    form.on_status(mark_experiments)
+    form.on_status(lambda status: _marked(actions, hints, status))
+    return hints
 
 
 def _add_needs(form: EditForm) -> None:
@@ -222,3 +253,37 @@ def _add_fields(form: EditForm) -> None:
     with gr.Column(elem_classes=["repaint-only"]):
         form.add("options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
         form.add_slider("options.repaint_strength", classes=["field", "balanced-only"])
+
+
+def _marked(actions: gr.Radio, hints: gr.HTML, status: Status, choice: str = "") -> Updates:
+    """Return the updates that say which actions the model of a `choice` is not made for."""
+    tasks = tasks_here(status)
+    names = {}
+    for action, name in ACTIONS.items():
+        experimental = tasks.get(action) == "experimental"
+        names[action] = tooltips.EXPERIMENTAL.format(name=name) if experimental else name
+    if status.kind_of(choice) == "turbo":
+        tasks["morph"] = "unsupported"
+        names["morph"] = tooltips.NOT_WITH_FAST.format(name=ACTIONS["morph"])
+    marked = theme.actions(tasks, remarks(status, choice))
+    return {actions: gr.update(choices=swapped(names)), hints: marked}
+
+
+def _connect_kinds(form: EditForm, hints: gr.HTML) -> None:
+    """Let the actions follow the model: Morph and its numbers are off for one without guidance."""
+    model = form.fields["options.model"]
+    action = form.fields["action"]
+    numbers = form.components(MORPH_NUMBERS)
+
+    def follow(choice: str) -> Updates:
+        status = form.studio.status()
+        guided = status.kind_of(choice) != "turbo"
+        updates = _marked(action, hints, status, choice)
+        for name, number in numbers.items():
+            info = help_text(name.removeprefix("options.")) if guided else tooltips.MORPH_ON_FAST
+            updates[number] = gr.update(interactive=guided, info=info)
+        return updates
+
+    outputs = [action, hints, *numbers.values()]
+    model.change(follow, model, outputs, **AT_ONCE)
+    form.after_status(follow, model, outputs)

@@ -66,6 +66,7 @@ class SongTab:
     result: ResultPanel
     assist: Assist
     runs: Sequence[Dependency]
+    bar: RunBar
 
 
 def connect_song_tab(form: Form, bar: RunBar, assist: Assist, result: ResultPanel) -> SongTab:
@@ -73,7 +74,7 @@ def connect_song_tab(form: Form, bar: RunBar, assist: Assist, result: ResultPane
     helps = connect_assist(form, assist)
     song = connect_song(form, bar, result)
     connect_takes(form, bar, result, assist.undo)
-    return SongTab(form, result, assist, [*helps, song])
+    return SongTab(form, result, assist, [*helps, song], bar)
 
 
 # --- the parts of a tab ---------------------------------------------------------------------------
@@ -408,14 +409,6 @@ def another_model(name: str, status: Status) -> str:
     return tooltips.MODEL_NOT_HERE.format(name=name)
 
 
-def kind_of(choice: str, status: Status) -> str:
-    """Return what the model of a `choice` was trained for."""
-    for model in status.song_models:
-        if choice == model.name:
-            return model.kind
-    return status.kind
-
-
 def add_reference(form: Form, fold: gr.Accordion) -> None:
     """Add the reference, with a line that shows problems with it at once."""
     reference = add_audio(form, "reference", fold.expand)
@@ -462,26 +455,41 @@ def add_engine(form: Form) -> None:
     model = form.fields["options.model"]
 
     def follow(choice: str) -> Updates:
-        return kind_updates(form, kind_of(choice, form.studio.status()))
+        status = form.studio.status()
+        updates = kind_updates(form, status.kind_of(choice))
+        return {**updates, model: gr.update(info=model_info(status, choice))}
 
-    outputs = [*kind_updates(form, "sft")]
+    outputs = [*kind_updates(form, "sft"), model]
     model.change(follow, model, outputs, **AT_ONCE)
     form.after_status(follow, model, outputs)
 
 
 def status_updates(form: Form, status: Status) -> Updates:
     """Return the updates for the studio's models and device: what can be chosen, and its own model's defaults."""
-    here = [model for model in status.song_models if model.state != "missing"]
-    values = {model.name: "" if model.own else model.name for model in here}
+    offered = models_offered(status)
+    values = {model.name: "" if model.own else model.name for model in offered}
     choices = [(MODELS[name], value) for name, value in values.items()]
-    uses = " ".join(map(use_of, here))
+    uses = model_info(status)
     plans = only(MEMORY_PLANS, ["auto", *status.memory_plans])
     fields = form.fields
     return {
         **kind_updates(form, status.kind),
-        fields["options.model"]: gr.update(choices=choices, info=uses, visible=len(here) > 1),
+        fields["options.model"]: gr.update(choices=choices, info=uses, visible=len(offered) > 1),
         fields["options.memory_plan"]: gr.update(choices=swapped(plans)),
     }
+
+
+def models_offered(status: Status) -> list[SongModelStatus]:
+    """Return the song models that can be chosen: those that are here, and those that can be downloaded."""
+    return [model for model in status.song_models if model.state != "missing" or model.download_gb]
+
+
+def model_info(status: Status, choice: str = "") -> str:
+    """Say what each model is for, and where to get the chosen one if it is not here."""
+    texts = [use_of(model) for model in models_offered(status)]
+    if status.to_get(choice) is not None:
+        texts.append(tooltips.MODEL_TO_GET.format(name=MODELS[choice]))
+    return " ".join(texts)
 
 
 def use_of(model: SongModelStatus) -> str:

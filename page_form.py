@@ -25,7 +25,7 @@ import theme
 import tooltips
 from backend import Backend, check
 from events import InvalidRequest, Problem
-from limits import LIMITS
+from limits import LIMITS, MODELS
 from params import (
     AUDIO_FIELDS,
     REQUESTS,
@@ -348,8 +348,17 @@ class Form:
         except InvalidRequest as error:
             for problem in error.problems:
                 name = self.place(problem, values)
-                found[name] = f"{found.get(name, '')} {problem.text()}".strip()
+                sentence = self._sentence(problem, held)
+                found[name] = f"{found.get(name, '')} {sentence}".strip()
         return found
+
+    def _sentence(self, problem: Problem, held: Mapping[str, Any]) -> str:
+        """Return a problem in words; of a model that is not here, that the page can get it."""
+        if problem.code == "weights_missing" and problem.field == "options.model":
+            model = held.get("options.model", "")
+            if self.studio.status().to_get(model) is not None:
+                return tooltips.MODEL_NOT_FETCHED.format(name=MODELS[model])
+        return problem.text()
 
     def place(self, problem: Problem, values: Sequence[Any]) -> str:
         """Return the field at which a problem is shown."""

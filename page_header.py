@@ -14,9 +14,12 @@ import theme
 import tooltips
 from backend import Backend
 from events import StudioError
-from page_form import AT_ONCE, Form, Updates, html
+from limits import MODELS
+from page_fields import SongTab
+from page_form import AT_ONCE, Form, Updates, html, only
+from page_lyrics import LyricsTab
 from page_run import cancelled_box, connect_download, download_bar
-from status import UNKNOWN, Status
+from status import UNKNOWN, SongModelStatus, Status
 
 
 class Header:
@@ -30,7 +33,10 @@ class Header:
         with gr.Row(visible=False, elem_id="studio-banner") as self.banner:
             self.notice = html(elem_id="studio-notice", js_on_load=theme.script("folds"))
             self.bar = download_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled)
-        self.outputs = [self.status, self.banner, self.notice, self.bar.go]
+        # The name of the song model that the button gets; "" is the real model.
+        self.wanted = gr.State("")
+        self.offered = [self.banner, self.notice, self.bar.go, self.wanted]
+        self.outputs = [self.status, *self.offered]
 
     def show(self, status: Status) -> Updates:
         get_model = tooltips.GET_MODEL.format(gb=status.download_gb)
@@ -39,18 +45,76 @@ class Header:
             self.banner: gr.update(visible=status.is_built_in or status.problem is not None),
             self.notice: theme.banner(status),
             self.bar.go: gr.update(visible=status.is_built_in, value=get_model),
+            self.wanted: "",
         }
 
+    def offer(self, model: SongModelStatus, is_asked: bool) -> Updates:
+        """Return the updates that offer a song model; `is_asked` if its size is the hub's answer."""
+        button = tooltips.GET_SONG_MODEL if is_asked else tooltips.GET_SONG_MODEL_AT_MOST
+        name = MODELS[model.name]
+        return {
+            self.banner: gr.update(visible=True),
+            self.notice: theme.offer(name, tooltips.MODEL_USES[model.name]),
+            self.bar.go: gr.update(
+                visible=True, value=button.format(name=name, gb=model.download_gb)
+            ),
+            self.wanted: model.name,
+        }
 
-def connect_model(studio: Backend, header: Header) -> Dependency:
-    """Let the banner's button fetch the real model; returns the run."""
+    def take_back(self, status: Status) -> Updates:
+        """Return the updates that end an offer."""
+        return only(self.show(status), self.offered)
 
-    def done() -> str:
+
+def connect_model(
+    studio: Backend, header: Header, tabs: Sequence[SongTab | LyricsTab]
+) -> Dependency:
+    """Let the banner's button fetch the real model, or one that was chosen in a tab; returns the run."""
+
+    def done(name: str) -> str:
+        if name:
+            return tooltips.SONG_MODEL_DONE.format(name=MODELS[name])
         if studio.status().is_built_in:
             return tooltips.DOWNLOAD_UNUSED
         return tooltips.DOWNLOAD_DONE
 
-    return connect_download(header.bar, lambda: studio.download(), done)
+    for tab in tabs:
+        if isinstance(tab, SongTab):
+            _connect_offer(studio, header, tab)
+    return connect_download(header.bar, lambda name: studio.download(name), done, header.wanted)
+
+
+def _connect_offer(studio: Backend, header: Header, tab: SongTab) -> None:
+    """Offer the download of a model that is chosen in a tab, or asked for a song, and is not here."""
+    model = tab.form.fields["options.model"]
+    unchanged = {header.wanted: gr.skip()}
+
+    def offer(name: str, wanted: str, line: str) -> Updates:
+        status = studio.status()
+        found = status.to_get(name)
+        if 'data-state="running"' in (line or ""):
+            return unchanged  # the bar shows what is on its way
+        if found is not None and name != wanted:
+            return header.offer(found, is_asked=False)
+        if found is not None:
+            return unchanged
+        return header.take_back(status) if wanted else unchanged
+
+    def offer_exactly(name: str, wanted: str) -> Updates:
+        if not wanted or wanted != name:
+            return unchanged
+        with contextlib.suppress(StudioError):  # pressed, the button says why
+            studio.ask_size(name)
+            found = studio.status().to_get(name)
+            if found is not None:
+                return header.offer(found, is_asked=True)
+        return unchanged
+
+    inputs = [model, header.wanted, header.bar.line]
+    shown = model.input(offer, inputs, header.offered, **AT_ONCE)
+    shown.then(offer_exactly, [model, header.wanted], header.offered, **AT_ONCE)
+    # A model that the browser kept, or that a record named, is offered when it is asked for.
+    tab.bar.go.click(offer, inputs, header.offered, **AT_ONCE)
 
 
 def connect_status(

@@ -46,6 +46,7 @@ BUDGET_FOLLOWS = (
     "track",
     "tracks",
     "options.plan",
+    "options.model",
     "lyrics",
     "instrumental",
 )
@@ -104,9 +105,9 @@ class TokenCounter:
         return text, f"# Languages\n{vocal_language}\n\n# Lyric\n{lyrics}<|endoftext|>"
 
 
-def token_counter(studio: Backend) -> TokenCounter | None:
-    """Return the counter of the checkpoint in use, None if there is no readable tokenizer."""
-    folder = studio.models.weights.folder
+def token_counter(studio: Backend, model: str = "") -> TokenCounter | None:
+    """Return the counter of a song model, None if it has no readable tokenizer here."""
+    folder = studio.models.find(model).folder
     if not folder:
         return None
     file = Path(folder, "tokenizer", "tokenizer.json")
@@ -237,9 +238,11 @@ def add_budget(form: Form) -> None:
     def budget(values: dict[str, Any]) -> str:
         if not (values["prompt"] or "").strip():
             return ""
-        hints = [*contradictions(values), *misunderstandings(values, form.studio.status().kind)]
+        model = values.get("options.model") or ""
+        kind = form.studio.status().kind_of(model)
+        hints = [*contradictions(values), *misunderstandings(values, kind)]
         remarks = _shown(form, hints)
-        counter = token_counter(form.studio)
+        counter = token_counter(form.studio, model)
         if counter is None:
             return theme.remark(tooltips.TOKENS_UNKNOWN) + remarks
         used, dropped = prompt_budget(counter, form.mode, values)

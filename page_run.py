@@ -360,20 +360,26 @@ def connect_again(
 
 
 def connect_download(
-    bar: DownloadBar, fetch: Callable[[], Generator[Event, None, None]], done: Callable[[], str]
+    bar: DownloadBar,
+    fetch: Callable[[str], Generator[Event, None, None]],
+    done: Callable[[str], str],
+    wanted: gr.State,
 ) -> Dependency:
-    """Let the bar's button fetch something and Cancel end it; returns the run. `done` returns the line at its end."""
+    """Let the bar's button fetch what is `wanted` and Cancel end it; returns the run.
 
-    def make() -> Iterator[Updates]:
+    `done` returns the line at its end.
+    """
+
+    def make(name: str) -> Iterator[Updates]:
         yield bar.running(theme.line("running", tooltips.DOWNLOAD_STARTING))
         shown_at = 0.0
-        with contextlib.closing(fetch()) as events:
+        with contextlib.closing(fetch(name)) as events:
             for event in events:
                 now = time.monotonic()
                 if isinstance(event, Failed):
                     yield bar.idle(theme.line("failed", event.problem.text()))
                 elif isinstance(event, Done):
-                    yield bar.idle(theme.line("done", done()))
+                    yield bar.idle(theme.line("done", done(name)))
                 elif isinstance(event, Progress) and now - shown_at >= PROGRESS_SECONDS:
                     shown_at = now
                     yield {bar.line: theme.progress(event, event.note)}
@@ -383,7 +389,7 @@ def connect_download(
         return bar.idle(theme.line("stopped", sentence))
 
     run = bar.go.click(
-        make, outputs=bar.outputs, concurrency_id="download", concurrency_limit=1, **UNSEEN
+        make, wanted, bar.outputs, concurrency_id="download", concurrency_limit=1, **UNSEEN
     )
     bar.cancel.click(None, None, bar.cancelled, js="() => true", cancels=[run], **UNSEEN)
     # Gradio calls this for errors and for cancelled runs, but not for a run that reached its end.

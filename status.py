@@ -58,7 +58,8 @@ class SongModelStatus:
     """A song model that a request can name.
 
     `kind` is what it was trained for, `model` its id, `size_gb` what its files take, about so much
-    where they are missing. `own` is the one that the studio was started for.
+    where they are missing. `own` is the one that the studio was started for. `download_gb` is what the
+    page's download would fetch, at most so much before the hub was asked; 0 if none is offered.
     """
 
     name: str
@@ -70,6 +71,7 @@ class SongModelStatus:
     tasks: Mapping[str, str]  # task -> official, experimental or unsupported
     problem: Problem | None = None
     gpu_seconds: int = 0  # on ZeroGPU, for a minute of music
+    download_gb: float = 0.0
 
     def facts(self) -> dict[str, Any]:
         return {**asdict(self), "problem": problem_facts(self.problem)}
@@ -133,6 +135,20 @@ class Status:
     @property
     def is_built_in(self) -> bool:
         return self.engine == "preview"
+
+    def kind_of(self, name: str) -> str:
+        """Return what the song model called `name` was trained for, the studio's own by default."""
+        for model in self.song_models:
+            if name == model.name:
+                return model.kind
+        return self.kind
+
+    def to_get(self, name: str) -> SongModelStatus | None:
+        """Return the song model called `name` if it is missing and its download is offered."""
+        for model in self.song_models:
+            if name == model.name and model.download_gb:
+                return model
+        return None
 
     @property
     def uses_workers(self) -> bool:

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -386,17 +387,19 @@ def shelf(cards: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
     return f'<div class="shelf" data-songs="{data}">{title}<div class="covers"></div></div>'
 
 
-def actions(tasks: Mapping[str, str]) -> str:
+def actions(tasks: Mapping[str, str], more: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return what each action of the Edit tab does; the style sheet shows that of the chosen one.
 
-    The choices of experimental actions are shown while the fold, which is empty itself, is open.
+    The choices of experimental actions are shown while the fold, which is empty itself, is open. `more`
+    has a remark on some of the actions.
     """
     experiments = [action for action in tooltips.ACTION_HELP if tasks.get(action) == "experimental"]
     warning = f" <span class=warning>{escape(tooltips.EXPERIMENTAL_HELP)}</span>"
     paragraphs = []
     for action, text in tooltips.ACTION_HELP.items():
-        more = warning if action in experiments else ""
-        paragraphs.append(f'<p class="{action}-only">{escape(text)}{more}</p>')
+        remark = f" <span class=warning>{escape(more[action])}</span>" if action in more else ""
+        unsure = warning if action in experiments else ""
+        paragraphs.append(f'<p class="{action}-only">{escape(text)}{unsure}{remark}</p>')
     fold = ""
     if experiments:
         summary = f"<summary>{escape(tooltips.MORE_ACTIONS)}</summary>"
@@ -443,6 +446,14 @@ def heading(status: Status | None = None) -> str:
     summary = f"<summary><span>{escape(tooltips.status_line(status))}</span></summary>"
     parts = _list(tooltips.status_parts(status))
     return f'<div class="heading">{title}<details>{summary}{parts}</details></div>'
+
+
+def offer(name: str, use: str) -> str:
+    """Return the line of the banner that offers a song model, by its `name` and what it is for."""
+    title = escape(tooltips.OFFER_TITLE.format(name=name))
+    line = f"<span><strong>{title}.</strong> {escape(tooltips.OFFER_TEXT)}</span>"
+    fold = f"<details><summary>{line}</summary>{_paragraphs([use])}</details>"
+    return f'<div class="shown line offer">{fold}</div>'
 
 
 def banner(status: Status) -> str:

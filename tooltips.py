@@ -153,6 +153,10 @@ MODEL_RESTORED = "Model is set to {name}, which made this song."
 MODEL_NOT_HERE = (
     "It was made with {name}, which is not here, so the song will come out differently."
 )
+MODEL_TO_GET = "{name} is not here yet: [get it at the top of the page](#studio-banner)."
+MODEL_NOT_FETCHED = (
+    "{name} is not here yet: get it at the top of the page, or choose another Model."
+)
 A_MINUTE = "A minute of music takes about {seconds} of your {quota} seconds."
 LYRICS_OFF = "Switched off by Instrumental."
 WORDS_OFF = "Kept, but not sung: No voice is chosen."
@@ -236,6 +240,10 @@ ACTION_HELP = {
 MORE_ACTIONS = "More"
 EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
+STEMS_HERE = "Stems was trained for it: choose it in Model."
+STEMS_TO_GET = "Stems was trained for it: choose it in Model to download it."
+NOT_WITH_FAST = "{name} (not with Fast)"
+MORPH_ON_FAST = "Fast has no guidance, which Morph works with: choose another Model."
 TIMELINE = {  # for static/timeline.js
     "title": "Timeline",
     "before": "New music before the source",
@@ -815,6 +823,12 @@ BUILT_IN_SONGWRITER = (
 )
 PROBLEM_TITLE = "The model cannot be used"
 GET_MODEL = "Get the real model ({gb:g} GB)"
+GET_SONG_MODEL = "Get {name} ({gb:g} GB)"
+GET_SONG_MODEL_AT_MOST = "Get {name} (at most {gb:g} GB)"
+OFFER_TITLE = "{name} is not here yet"
+OFFER_TEXT = "Only what is missing on this machine is downloaded."
+SONG_MODEL_DONE = "{name} is ready. Choose it in Model."
+NOT_OFFERED = "This song model cannot be downloaded here."
 DISMISS = "Hide this"
 DEVICES = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "CPU"}
 NO_WORKERS = "no worker yet"

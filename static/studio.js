@@ -113,8 +113,12 @@ window.studio = {};
   );
 
   // The banner of the built-in engine can be hidden, until the page is opened anew.
-  document.addEventListener("click", ({ target }) => {
-    if (target.closest?.(".dismiss")) document.documentElement.dataset.banner = "hidden";
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.(".dismiss")) document.documentElement.dataset.banner = "hidden";
+    // Gradio would open the link in a new tab.
+    if (!event.target.closest?.('[href="#studio-banner"]')) return;
+    event.preventDefault();
+    document.querySelector("#download-go").focus();
   });
 
   // Browsers drop a click whose button moved away beneath the pointer: a line that comes in above is enough for that.

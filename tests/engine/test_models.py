@@ -10,8 +10,10 @@ import pytest
 from gradio import utils as gradio_utils
 
 import backend
+import model_hub
 import model_weights
-from events import Done, InvalidRequest
+import selfcheck
+from events import Done, Failed, InvalidRequest
 from model_weights import CHECKPOINTS, OPTIONAL_PARTS
 from params import parse_request
 from tests.engine.adapters import write_adapter
@@ -55,6 +57,15 @@ def lora(pipe_xl: Any) -> Path:
     return write_adapter(folder / "mine.safetensors", pipe_xl)
 
 
+def test_a_switch_of_models_makes_the_song_that_a_studio_of_its_own_makes(studio_of):
+    shared = studio_of("sft")
+    made(shared, "sft")
+    song = made(shared, "turbo")
+    (alone,) = samples_of(made(studio_of("turbo"), ""))
+    assert np.array_equal(*samples_of(song), alone)
+
+
+@pytest.mark.slow
 def test_songs_equal_those_of_a_studio_for_each_model_alone_in_any_order(studio_of, lora):
     plain: dict[str, Any] = {}
     adapted: dict[str, Any] = {"options": {"loras": [{"source": str(lora), "weight": 1.0}]}}
@@ -112,6 +123,14 @@ def test_a_model_that_is_not_here_is_refused_with_how_to_get_it(
         assert refused.value.problem.field == "options.model"
         return refused.value.problem
 
+    fast = {each.name: each for each in studio.status().song_models}["turbo"]
+    assert fast.state == "missing" and fast.download_gb == 11.5
+    with monkeypatch.context() as patch:
+        patch.setattr(model_hub, "missing_bytes", lambda repo: 8_340_000_000)
+        studio.ask_size("turbo")
+    assert studio.status().to_get("turbo").download_gb == 8.3
+    *_, refused = studio.download("sft")  # it is the studio's own, which is loaded from elsewhere
+    assert isinstance(refused, Failed) and refused.problem.code == "not_offered"
     missing = refusal("base")
     assert missing.code == "weights_missing" and CHECKPOINTS["base"] in missing.message
     assert f"hf download {CHECKPOINTS['base']}" in missing.hint
@@ -123,5 +142,16 @@ def test_a_model_that_is_not_here_is_refused_with_how_to_get_it(
     with pytest.raises(InvalidRequest, match="Morph needs a checkpoint with guidance"):
         backend.check(parse_request("edit", morph), studio)
     made(studio, str(shelf / CHECKPOINTS["turbo"]))
+    names = {
+        selfcheck._name_of(studio.models.find(str(shelf / each))) for each in CHECKPOINTS.values()
+    }
+    assert len(names) == 3 and not any("shelf" in name or "xl" in name for name in names)
+    # An action with tracks takes Stems if none is named; on the page, Best is a name.
+    layer = parse_request("edit", {"source": "a.wav", "action": "layer", "tracks": ["drums"]})
+    assert studio.song_model(layer) == studio.models.find("base")
+    named = parse_request(
+        "edit", {**layer.model_dump(exclude_unset=True), "options": {"model": "sft"}}
+    )
+    assert studio.song_model(named) == studio.models.weights
     monkeypatch.setenv("SPACE_ID", "a/space")
     assert "not a folder" in refusal(str(tmp_path)).message

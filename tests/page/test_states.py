@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -283,8 +284,57 @@ def test_the_banner_of_the_built_in_engine_and_its_download(lasting: Page, fake,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_a_model_that_is_not_here_is_offered_where_it_is_chosen_and_fetched(
+    fake, fake_address, visit, tab, monkeypatch, size
+):
+    own, stems = fake.status().song_models
+    fast = replace(stems, name="turbo", kind="turbo", model="org/fast", state="missing")
+    fast = replace(fast, download_gb=11.5)
+    fake.facts = {"song_models": (own, stems, fast)}
+    asked = []
+
+    def ask_size(name: str) -> None:
+        fake.facts = {"song_models": (own, stems, replace(fast, download_gb=8.3))}
+
+    def download(name: str) -> Iterator[Event]:
+        asked.append(name)
+        fake.facts = {"song_models": (own, stems, replace(fast, state="ready", download_gb=0.0))}
+        yield Done((), {})
+
+    monkeypatch.setattr(fake, "ask_size", ask_size)
+    monkeypatch.setattr(fake, "download", download)
+    real = partial(type(fake).__mro__[1].song_model, fake)
+    monkeypatch.setattr(fake, "song_model", real)
+    page = visit(fake_address[0], *size)
+    if size is DESK:
+        page.get_by_role("button", name=tooltips.DISMISS).click()
+    generate = tab(page, "generate")
+    generate.set("options.model", "pick", "Fast")
+    banner, go = page.locator("#studio-banner"), page.locator("#download-go")
+    expect(go).to_have_text("Get Fast (8.3 GB)")
+    expect(banner).to_contain_text("Fast is not here yet")
+    link = generate.field("options.model").get_by_role("link")
+    expect(link).to_have_text("get it at the top of the page")
+    generate.start()
+    expect(generate.part("problems")).to_contain_text("Fast is not here yet: get it")
+    assert not fake.requests and not asked and not violations(page) and fits(page)
+    link.click()
+    expect(go).to_be_focused()
+    expect(go).to_be_in_viewport()
+    # So many gigabytes begin with a second click.
+    go.click()
+    assert not asked
+    go.click()
+    expect(banner).to_contain_text("Fast is ready.")
+    assert asked == ["turbo"]
+    monkeypatch.undo()
+    assert generate.made(fake).options.model == "turbo"
+
+
+@pytest.mark.slow
 def test_a_finished_download_changes_the_status(page: Page, fake, monkeypatch):
-    def download() -> Iterator[Event]:
+    def download(name: str) -> Iterator[Event]:
         fake.facts = {"engine": "xl", "source": "cache", "model": "org/model"}
         yield Done((), {})
 

@@ -52,6 +52,12 @@ def test_a_model_is_chosen_by_its_kind_and_takes_its_own_steps():
     assert turbo is models[1]
     for other in ("", "acestep-v15-xl-sft", "acestep-v15-base", "x"):
         assert tasks.chosen_model(other, models) is None, other
+    # Tasks with tracks take the model that was trained for them, if it is here and none is named.
+    stems = (*models[:2], here("base"))
+    assert tasks.chosen_model("", stems, "lego") is stems[2]
+    assert tasks.chosen_model("turbo", stems, "lego") is models[1]
+    assert tasks.chosen_model("", stems, "repaint") is None
+    assert tasks.chosen_model("", models, "lego") is None
     values = Values({"prompt": "jazz", "inference_steps": 8})
     song, _ = tasks.translate(values, tasks.TaskUploads(), turbo.kind, (), turbo.name)
     assert (song.options.model, song.options.steps) == ("turbo", 8)

@@ -94,7 +94,10 @@ def test_a_second_model_fetches_only_what_the_first_one_does_not_have(server, ho
     fetch()
     own = {TRANSFORMER: server.files[TRANSFORMER] + b"of its own"}
     with serving(monkeypatch, "studio/turbo", server.files | own) as other:
+        assert model_hub.missing_bytes("studio/turbo") == len(own[TRANSFORMER])
+        assert not other.asked
         events = fetch(repo="studio/turbo")
+        assert model_hub.missing_bytes("studio/turbo") == 0
         assert other.fetched == [TRANSFORMER]
         size = sum(len(content) for name, content in server.files.items() if name not in OTHERS)
         known = size_text(size - len(server.files[TRANSFORMER]))

@@ -12,8 +12,9 @@ import page_fields
 import page_form
 import planner
 import tooltips
+from events import Problem
 from model_weights import task_support
-from params import REQUESTS, parse_request
+from params import CHOOSE_TRACK, REQUESTS, parse_request
 from status import UNKNOWN, SongModelStatus
 from tests.unit.forms import STATUS, build_forms
 
@@ -116,6 +117,18 @@ def test_the_models_that_are_here_can_be_chosen_and_each_has_its_own_defaults(fo
     assert "8 steps" in shown["info"] and "Stems" not in shown["info"]
     alone = replace(status, song_models=here[:1])
     assert not form.show_status(alone)[model]["visible"]
+    # One that can be downloaded can be chosen, says where to get it, and is refused in a sentence.
+    get = replace(status, song_models=(*here[:2], replace(here[2], download_gb=8.3)))
+    monkeypatch.setattr(form.studio, "status", lambda: get)
+    assert form.show_status(get)[model]["choices"][-1] == ("Stems", "base")
+    ((choose, _, _),) = form.followers
+    assert "#studio-banner" in choose("base")[model]["info"]
+    assert "#studio-banner" not in choose("turbo")[model]["info"]
+    problem = Problem("weights_missing", "Not here.", "options.model", "Call hf.")
+    said = form._sentence(problem, {"options.model": "base"})
+    assert said.startswith("Stems is not here yet") and "top of the page" in said
+    assert form._sentence(problem, {"options.model": "org/x"}) == problem.text()
+    monkeypatch.setattr(form.studio, "status", lambda: status)
     # As a restored record names them: the studio's own, another, one that is not here.
     for name, value in {"sft": "", "org/turbo": "turbo", "base": "", "org/x": ""}.items():
         assert form.show({"options.model": name})[model]["value"] == value, name
@@ -142,6 +155,27 @@ def test_a_record_of_another_model_says_what_changes_and_tracks_choose_stems():
     assert page_edit.model_for("layer", "turbo", status) == "turbo"
     assert page_edit.model_for("repaint", "base", status) == ""
     assert page_edit.tasks_here(status)["extract"] == "official"
+
+
+def test_morph_is_off_on_fast_and_track_actions_offer_stems(forms, monkeypatch):
+    form = forms["edit"]
+    here = (song_model("sft"), song_model("turbo"), song_model("base", "missing"))
+    status = replace(STATUS, song_models=here)
+    monkeypatch.setattr(form.studio, "status", lambda: status)
+    action = form.fields["action"]
+    numbers = [form.fields[name] for name in page_edit.MORPH_NUMBERS]
+    ((follow, model, outputs),) = [each for each in form.followers if action in each[2]]
+    assert model is form.fields["options.model"] and set(follow("")) == set(outputs)
+    assert ("Morph into something else", "morph") in follow("")[action]["choices"]
+    assert all(follow("")[number]["interactive"] for number in numbers)
+    fast = follow("turbo")
+    assert ("Morph into something else (not with Fast)", "morph") in fast[action]["choices"]
+    for number in numbers:
+        assert not fast[number]["interactive"] and fast[number]["info"] == tooltips.MORPH_ON_FAST
+    assert not page_edit.remarks(status, "")
+    get = replace(status, song_models=(*here[:2], replace(here[2], download_gb=8.3)))
+    assert page_edit.remarks(get, "") == dict.fromkeys(CHOOSE_TRACK, tooltips.STEMS_TO_GET)
+    assert page_edit.remarks(get, "base") == {}
 
 
 def test_a_song_without_a_plan_has_no_options_for_it(forms):
