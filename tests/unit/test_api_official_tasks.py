@@ -333,7 +333,7 @@ def test_progress_never_goes_back_from_stage_to_stage():
 def test_what_was_changed_stands_in_the_info():
     asked = translated(batch_size=9, audio_duration=5)[1]
     record = {"notes": ["Careful."], "model": {"id": "org/model"}}
-    info = results._info(record, {"warnings": ["Loud."]}, asked)
+    info = results._info(Stored.from_record(record), {"warnings": ["Loud."]}, asked)
     for words in ("batch_size 9 became 4", "audio_duration 5 became 10", "Careful.", "Loud."):
         assert words in info
 
