@@ -131,7 +131,7 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "loras": "Small add-on files that teach the model a style or a voice. They all act together.",
 }
 # Fields whose effect is not what one expects: their help stays in sight.
-SURPRISING = ("best_of", "memory_plan", "mix", "part", "regions")
+SURPRISING = ("best_of", "memory_plan", "mix", "model", "part", "regions")
 PLACEHOLDERS = {
     "prompt": "warm lo-fi hip hop, dusty piano, soft drums, late evening",
     "lyrics": "[Verse]\nYour first line\n\n[Chorus]\nThe line everybody sings",
