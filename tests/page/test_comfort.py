@@ -205,11 +205,11 @@ def test_the_budget_follows_the_typing(
 ):
     opened = tab(page, "generate")
     line = opened.part("tokens")
-    monkeypatch.setattr(page_hints, "token_counter", lambda studio: None)
+    monkeypatch.setattr(page_hints, "token_counter", lambda *of: None)
     opened.text("prompt").fill("a song")
     expect(line).to_contain_text("once the model is downloaded")
     counter = page_hints.TokenCounter(tiny / "tokenizer" / "tokenizer.json")
-    monkeypatch.setattr(page_hints, "token_counter", lambda studio: counter)
+    monkeypatch.setattr(page_hints, "token_counter", lambda *of: counter)
     # A prompt with room to spare needs no number.
     opened.text("prompt").fill("a long song")
     expect(line.locator(".shown")).to_have_count(0)

@@ -288,7 +288,7 @@ def test_a_place_in_the_queue_is_seen_once_and_heard_once(page: Page, fake, gate
     lyrics = tab(page, "lyrics")
     gate.go.set()
     lyrics.start("a lighthouse")  # from now on it is known how long lyrics take
-    expect(lyrics.progress).to_contain_text("tokens")
+    expect(lyrics.progress).to_contain_text("Written in")
     gate.go.clear()
     tab(page, "generate").start()
     tab(page, "lyrics").start("another lighthouse")
@@ -341,13 +341,13 @@ def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
     expect(making(page)).to_have_count(1)
     page.goto("about:blank")
     hold.unlink()
-    songs = Path(os.environ["ACE_STUDIO_OUTPUT"])
-    until(lambda: [*songs.glob("left-before-it-began-*.wav")])
+    folder = Path(os.environ["ACE_STUDIO_OUTPUT"])
+    until(lambda: [*folder.glob("left-before-it-began-*.wav")])
     page.goto(studio)
     expect(takes(page)).to_have_count(1)
     expect(songs(page).locator("h3")).to_have_text("left before it began")
     expect(making(page)).to_have_count(0)
-    assert len([*songs.glob("left-before-it-began-*.wav")]) == 1
+    assert len([*folder.glob("left-before-it-began-*.wav")]) == 1
 
 
 @pytest.mark.slow
