@@ -97,7 +97,7 @@ def test_what_is_cut_is_named_and_a_book_is_counted_up_to_the_limit(counter):
 
 def test_before_there_is_a_tokenizer(tmp_path: Path):
     place = SimpleNamespace(folder=tmp_path / "none")
-    studio = SimpleNamespace(models=SimpleNamespace(weights=place))
+    studio = SimpleNamespace(models=SimpleNamespace(find=lambda name: place))
     assert page_hints.token_counter(studio) is None
     assert "tokens" not in page_hints.advise(studio, "la la la la\n" * 800, "en")
     # A broken one counts nothing either.
