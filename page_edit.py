@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 import page_fields
 import page_hints
@@ -17,7 +18,7 @@ from backend import Backend
 from events import InvalidRequest, Problem
 from limits import ACTIONS, REPAINT_MODES, TRACKS
 from page_assist import Assist
-from page_fields import Examples, SongTab, swapped
+from page_fields import Examples, RestoreOffer, SongTab, swapped
 from page_form import (
     AT_ONCE,
     Field,
@@ -132,11 +133,7 @@ def edit_tab(studio: Backend) -> SongTab:
                 hints = _add_actions(form)
                 selector = page_widgets.region_selector("edit-region")
                 _add_needs(form)
-                with gr.Column(elem_classes=["morph-only"]):
-                    form.add("source_prompt", gr.Textbox, lines=2, max_lines=8)
-                    form.add("source_lyrics", gr.Textbox, lines=4, max_lines=18)
-                    page_hints.add_advice(form, "source_lyrics")
-                    morphs = Examples(form, theme.caption(tooltips.MORPHS_LABEL), "morph")
+                morphs = _add_morph_words(form)
                 assist = Assist(form, "describe")
                 examples = Examples(form, kept=["prompt"])
                 page_fields.add_prompt(form)
@@ -156,23 +153,8 @@ def edit_tab(studio: Backend) -> SongTab:
             page_hints.add_seconds(form)
             bar = tab_run_bar(form)
 
-    fields = form.fields
-    drawn = page_widgets.connect_region(
-        selector,
-        source=form.trigger("source"),
-        start=fields["start"],
-        end=fields["end"],
-        bpm=fields["bpm"],
-        more=fields["regions"],
-        wanted=form.wanted,
-        chosen=offer.chosen,
-    )
-    model = fields["options.model"]
-
-    def choose_model(action: str, chosen: str) -> str:
-        return model_for(action, chosen, studio.status())
-
-    fields["action"].input(choose_model, [fields["action"], model], model, **AT_ONCE)
+    drawn = _connect_region(form, selector, offer)
+    _connect_model(form)
     _connect_kinds(form, hints)
     morphs.connect()
     examples.connect()
@@ -253,6 +235,41 @@ def _add_fields(form: EditForm) -> None:
     with gr.Column(elem_classes=["repaint-only"]):
         form.add("options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
         form.add_slider("options.repaint_strength", classes=["field", "balanced-only"])
+
+
+def _add_morph_words(form: EditForm) -> Examples:
+    """Add what Morph changes the words from; returns its examples."""
+    with gr.Column(elem_classes=["morph-only"]):
+        form.add("source_prompt", gr.Textbox, lines=2, max_lines=8)
+        form.add("source_lyrics", gr.Textbox, lines=4, max_lines=18)
+        page_hints.add_advice(form, "source_lyrics")
+        return Examples(form, theme.caption(tooltips.MORPHS_LABEL), "morph")
+
+
+def _connect_region(form: EditForm, selector: gr.HTML, offer: RestoreOffer) -> Dependency:
+    """Let the waveform and the numbers of a region follow each other; returns its drawing."""
+    fields = form.fields
+    return page_widgets.connect_region(
+        selector,
+        source=form.trigger("source"),
+        start=fields["start"],
+        end=fields["end"],
+        bpm=fields["bpm"],
+        more=fields["regions"],
+        wanted=form.wanted,
+        chosen=offer.chosen,
+    )
+
+
+def _connect_model(form: EditForm) -> None:
+    """Let the model follow the action."""
+    action = form.fields["action"]
+    model = form.fields["options.model"]
+
+    def choose(action: str, chosen: str) -> str:
+        return model_for(action, chosen, form.studio.status())
+
+    action.input(choose, [action, model], model, **AT_ONCE)
 
 
 def _marked(actions: gr.Radio, hints: gr.HTML, status: Status, choice: str = "") -> Updates:

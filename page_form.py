@@ -91,6 +91,15 @@ class Field:
         return isinstance(self.component, gr.Audio)
 
 
+@dataclass(frozen=True)
+class Follower:
+    """What depends on the value of a field, and is shown again with each status, which knows no values."""
+
+    show: Callable[[Any], Updates]
+    field: Component
+    outputs: list[Any]
+
+
 class Form:
     """The fields of one tab, in the order they were added; an option is called "options.steps".
 
@@ -105,7 +114,7 @@ class Form:
         self._folds: dict[gr.Accordion, tuple[str, ...]] = {}
         self._strip: tuple[str, ...] = ()
         self._on_status: list[Callable[[Status], Updates]] = []
-        self._after_status: list[tuple[Callable[[Any], Updates], Any, list[Any]]] = []
+        self._followers: list[Follower] = []
         self._lines: dict[gr.HTML, Callable[[dict[str, Any]], str]] = {}
         self._followed: set[str] = set()
 
@@ -195,12 +204,12 @@ class Form:
     def after_status(
         self, show: Callable[[Any], Updates], field: Component, outputs: list[Any]
     ) -> None:
-        """Call `show` with the value of `field` once the status is shown, which knows no values."""
-        self._after_status.append((show, field, outputs))
+        """Call `show` with the value of `field` once the status is shown."""
+        self._followers.append(Follower(show, field, outputs))
 
     @property
-    def followers(self) -> list[tuple[Callable[[Any], Updates], Any, list[Any]]]:
-        return list(self._after_status)
+    def followers(self) -> list[Follower]:
+        return list(self._followers)
 
     def follow(
         self, line: gr.HTML, names: Iterable[str], say: Callable[[dict[str, Any]], str]

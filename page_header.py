@@ -140,34 +140,46 @@ def connect_status(
             shown |= form.show_status(status)
         return shown
 
-    def show_device() -> Updates:
-        return header.show(studio.full_status())
+    known = demo.load(show, outputs=outputs, **AT_ONCE)
+    shown_again = download.success(show, outputs=outputs, **AT_ONCE)
+    _connect_followers(forms, (known, shown_again))
+    _connect_device(studio, header, known)
 
     def show_heading() -> str:
         return theme.heading(studio.status())
+
+    for run in runs:  # a run may have loaded a model, or failed to
+        run.then(show_heading, outputs=header.status, **AT_ONCE)
+
+
+def _connect_followers(forms: Sequence[Form], shown: Sequence[Dependency]) -> None:
+    """Let what depends on a field's value follow each time that the status is `shown`."""
+    followers = [follower for form in forms for follower in form.followers]
+
+    def follow(*values: Any) -> Updates:
+        followed: Updates = {}
+        for follower, value in zip(followers, values, strict=True):
+            followed |= follower.show(value)
+        return followed
+
+    fields = [follower.field for follower in followers]
+    outputs = [output for follower in followers for output in follower.outputs]
+    for event in shown:
+        event.then(follow, fields, outputs, **AT_ONCE)
+
+
+def _connect_device(studio: Backend, header: Header, known: Dependency) -> None:
+    """Load torch once the status is `known`, show the device, and prepare the models."""
+
+    def show_device() -> Updates:
+        return header.show(studio.full_status())
 
     def prepare() -> None:
         with contextlib.suppress(StudioError):  # the first song reports what could not be loaded
             if not gpu_ray.wanted():
                 studio.models.prepare()
 
-    known = demo.load(show, outputs=outputs, **AT_ONCE)
-    shown_again = download.success(show, outputs=outputs, **AT_ONCE)
-    followers = [follower for form in forms for follower in form.followers]
-
-    def follow(*values: Any) -> Updates:
-        followed: Updates = {}
-        for (show_for, _, _), value in zip(followers, values, strict=True):
-            followed |= show_for(value)
-        return followed
-
-    fields = [field for _, field, _ in followers]
-    following = [output for _, _, outputs in followers for output in outputs]
-    for shown in (known, shown_again):
-        shown.then(follow, fields, following, **AT_ONCE)
     # Only the header: this takes seconds if torch is not loaded yet, while the visitor may already
     # be filling in the form.
     complete = known.then(show_device, outputs=header.outputs, **AT_ONCE)
     complete.then(prepare, **AT_ONCE)
-    for run in runs:  # a run may have loaded a model, or failed to
-        run.then(show_heading, outputs=header.status, **AT_ONCE)

@@ -269,36 +269,40 @@ def connect_end(
         run = runs.find(run_id)
         made = ended_of(runs, run_id)
         if made:
-            shown = _shown(made, values)
+            shown = show_made(made, values)
             if asked.meanwhile:
                 gr.Success(tooltips.FINISHED_MEANWHILE)
         elif run is None:
             shown = failed(_lost(runs, run_id), None, *values)
         elif isinstance(run.outcome, Cancelled):
-            shown = {bar.line: theme.line("stopped", _stopped(run.outcome.problem))}
+            why = run.outcome.problem
+            stopped = cancelled if why.code == CANCELLED.code else why.text()
+            shown = {bar.line: theme.line("stopped", stopped)}
         else:
             shown = failed(run.problem or NO_RUN, run.tag, *values)
         # static/runs.js offers to make it again.
         is_lost = run is None and made is None
         return {**shown, bar.runs: {"seen": run_id, "lost": is_lost, "at": time.time_ns()}}
 
-    def _shown(made: Ended, values: Sequence[Any]) -> Updates:
+    def show_made(made: Ended, values: Sequence[Any]) -> Updates:
         try:
             return done(made, *values)
         except StudioError as error:  # the files are gone
             return failed(error.problem, made.tag, *values)
 
-    def _stopped(problem: Problem) -> str:
-        return cancelled if problem.code == CANCELLED.code else problem.text()
-
-    bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
-    # Only the browser knows how many runs of a bar are under way.
-    bar.runs.select(None, None, bar.switches, js=f"() => studio.switches('{bar.name}')", **AT_ONCE)
+    _connect_cancel(bar)
     shown_in = list(dict.fromkeys([*bar.outputs, *outputs]))
     # In Gradio's queue, because only queued events can show a toast.
     return bar.runs.submit(
         fetch, list(inputs), shown_in, concurrency_limit=None, trigger_mode="multiple", **UNSEEN
     )
+
+
+def _connect_cancel(bar: RunBar) -> None:
+    """Let Cancel end the bar's run, and the bar's buttons follow what is under way."""
+    bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
+    # Only the browser knows how many runs of a bar are under way.
+    bar.runs.select(None, None, bar.switches, js=f"() => studio.switches('{bar.name}')", **AT_ONCE)
 
 
 def ended_of(runs: Runs, run_id: str) -> Ended | None:

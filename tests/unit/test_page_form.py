@@ -121,7 +121,8 @@ def test_the_models_that_are_here_can_be_chosen_and_each_has_its_own_defaults(fo
     get = replace(status, song_models=(*here[:2], replace(here[2], download_gb=8.3)))
     monkeypatch.setattr(form.studio, "status", lambda: get)
     assert form.show_status(get)[model]["choices"][-1] == ("Stems", "base")
-    ((choose, _, _),) = form.followers
+    (follower,) = form.followers
+    choose = follower.show
     assert "#studio-banner" in choose("base")[model]["info"]
     assert "#studio-banner" not in choose("turbo")[model]["info"]
     problem = Problem("weights_missing", "Not here.", "options.model", "Call hf.")
@@ -132,11 +133,11 @@ def test_the_models_that_are_here_can_be_chosen_and_each_has_its_own_defaults(fo
     # As a restored record names them: the studio's own, another, one that is not here.
     for name, value in {"sft": "", "org/turbo": "turbo", "base": "", "org/x": ""}.items():
         assert form.show({"options.model": name})[model]["value"] == value, name
-    ((follow, field, outputs),) = form.followers
-    assert field is model
+    follow = follower.show
+    assert follower.field is model
     guidance = form.fields["options.guidance"]
     assert not follow("turbo")[guidance]["interactive"] and follow("")[guidance]["interactive"]
-    assert set(follow("")) == set(outputs)
+    assert set(follow("")) == set(follower.outputs)
 
 
 def test_a_record_of_another_model_says_what_changes_and_tracks_choose_stems():
@@ -164,8 +165,10 @@ def test_morph_is_off_on_fast_and_track_actions_offer_stems(forms, monkeypatch):
     monkeypatch.setattr(form.studio, "status", lambda: status)
     action = form.fields["action"]
     numbers = [form.fields[name] for name in page_edit.MORPH_NUMBERS]
-    ((follow, model, outputs),) = [each for each in form.followers if action in each[2]]
-    assert model is form.fields["options.model"] and set(follow("")) == set(outputs)
+    (follower,) = [each for each in form.followers if action in each.outputs]
+    follow = follower.show
+    assert follower.field is form.fields["options.model"]
+    assert set(follow("")) == set(follower.outputs)
     assert ("Morph into something else", "morph") in follow("")[action]["choices"]
     assert all(follow("")[number]["interactive"] for number in numbers)
     fast = follow("turbo")
