@@ -28,6 +28,7 @@ import model_memory
 import models
 from model_hub import INDEX, PARTS
 from tools import random_models
+from training import small_models
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def write_song_model(folder: Path, layers: int) -> None:
             )
         part.save_pretrained(folder / name, max_shard_size=SHARD)
         del part
-    random_models.make_tokenizer().save_pretrained(folder / "tokenizer")
+    small_models.make_tokenizer().save_pretrained(folder / "tokenizer")
     diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0).save_pretrained(
         folder / "scheduler"
     )
@@ -234,7 +235,7 @@ def write_planner(folder: Path, layers: int) -> None:
     )
     codes = (f"<|audio_code_{number}|>" for number in range(AUDIO_CODES))
     _write_language_model(
-        folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*random_models.THINK, *codes)
+        folder, lambda: Qwen3ForCausalLM(config), "qwen3", (*small_models.THINK, *codes)
     )
 
 
@@ -259,12 +260,12 @@ def write_songwriter(folder: Path, layers: int) -> None:
 def _write_language_model(
     folder: Path,
     build: Callable[[], nn.Module],
-    family: random_models.Family,
+    family: small_models.Family,
     marks: tuple[str, ...],
 ) -> None:
     import torch
 
-    tokenizer = random_models.make_tokenizer(family, marks)
+    tokenizer = small_models.make_tokenizer(family, marks)
     model = filled(build, torch.Generator().manual_seed(0))
     if model.config.tie_word_embeddings:
         model.tie_weights()

@@ -27,7 +27,7 @@ import soundfile
 from gradio_client import Client, handle_file
 
 from limits import parse_key
-from tools.listening import rank_keys, tempo_error
+from training.listening import rank_keys, tempo_error
 
 URL = "http://127.0.0.1:7860"
 TEMPOS = (90, 120, 140)

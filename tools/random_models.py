@@ -15,36 +15,38 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from model_hub import INDEX
 from model_weights import (
-    ASSETS,
     LYRICS_VARIABLE,
     OPTIONAL_PARTS,
     PLANNER_VARIABLE,
     RANDOM_MODELS,
 )
 from models import quiet_libraries
+from training.small_models import (
+    ATTENTION,
+    SILENCE_FRAMES,
+    THINK,
+    Family,
+    make_tokenizer,
+    qwen_shape,
+    text_config,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import Qwen2Tokenizer, Qwen3Config
 
-WORDS = ASSETS / "words.txt"
 DECODED_DBFS = -20.0
 """RMS of a decoded latent of unit variance."""
 
-VOCABULARY = 4_200
 LATENT_CHANNELS = 6
-SILENCE_FRAMES = 15_000
 DOWNSAMPLING = (2, 4, 4, 6, 10)
 SIZE = 96
 TEXT_SIZE = 48
 PLANNER_CODES = 1_000
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def make_checkpoint(folder: Path, *, xl: bool = False) -> Path:
@@ -101,35 +103,6 @@ def make_relative(folder: Path, of: Path, kind: Literal["turbo", "base"]) -> Pat
     return folder
 
 
-def make_tokenizer(family: Family | None = None, marks: tuple[str, ...] = ()) -> Qwen2Tokenizer:
-    """Build a byte-level BPE tokenizer with Qwen's splitting rules.
-
-    Without a `family` it ends every text with <|endoftext|>, as Qwen3-Embedding's does; with one it is a chat model's.
-    `marks` are tokens that stand for themselves without being special, as <think> in Qwen3.
-    """
-    from tokenizers import AddedToken, processors
-    from transformers import Qwen2Tokenizer
-
-    end, turn, turn_end = SPECIAL_TOKENS
-    tokenizer = Qwen2Tokenizer(
-        unk_token=None, eos_token=end, pad_token=end
-    ).train_new_from_iterator(
-        _training_text(), VOCABULARY, new_special_tokens=[turn, turn_end], show_progress=False
-    )
-    tokenizer.model_max_length = 131_072
-    if family:
-        tokenizer.eos_token = turn_end
-        tokenizer.chat_template = TEMPLATES[family]
-    else:
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"$A {end}",
-            pair=f"$A $B {end}",
-            special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))],
-        )
-    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
-    return tokenizer
-
-
 def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
     """Build a model without drawing from the global generator, then fill it with values drawn from `generator`."""
     import torch
@@ -143,49 +116,6 @@ def filled(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
-
-
-def _training_text() -> list[str]:
-    """Return the words as prompts have them: mostly after a space, some at the start of a line, some capitalised.
-
-    The list opens with the most important words, which weigh more. Like Qwen's, the tokenizer gets tokens for
-    punctuation before a line's end.
-    """
-    text = [
-        mark + line_end
-        for mark in ("", ":", "]", ".", ",", ")", "!", "?")
-        for line_end in ("\n\n", "\n")
-    ] * 20
-    for rank, word in enumerate(WORDS.read_text(encoding="utf-8").split()):
-        weight = 2 if rank < 400 else 1
-        text += [f" {word}"] * 3 * weight + [word, word[0].upper() + word[1:]] * weight
-    return text
-
-
-def _qwen_shape(vocabulary: int, size: int, layers: int) -> dict[str, Any]:
-    shape = {
-        "vocab_size": vocabulary,
-        "hidden_size": size,
-        "intermediate_size": 2 * size,
-        "num_hidden_layers": layers,
-    }
-    return {
-        **shape,
-        **ATTENTION,
-        "max_position_embeddings": 32_768,
-        "rope_theta": 1_000_000.0,
-        "dtype": "float32",
-    }
-
-
-def text_config(vocabulary: int, size: int, layers: int, head_dim: int) -> Qwen3Config:
-    """Return the configuration of a small text encoder that otherwise equals Qwen3-Embedding."""
-    from transformers import Qwen3Config
-
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
-    return Qwen3Config(
-        **_qwen_shape(vocabulary, size, layers), **ids, head_dim=head_dim, tie_word_embeddings=True
-    )
 
 
 def _parts(generator: torch.Generator, vocabulary: int, xl: bool) -> dict[str, nn.Module]:
@@ -331,29 +261,6 @@ def _uniform(shape: tuple[int, ...], spread: float, generator: torch.Generator) 
 # Qwen's real classes, tokenizer rules and chat templates with seeded weights: "qwen2" stands in for the songwriter,
 # "qwen3" with audio codes for the planner. They write nonsense, but every token takes the real path.
 
-Family = Literal["qwen2", "qwen3"]
-THINK = ("<think>", "</think>")
-
-# Qwen's templates without what the studio never asks for: tools, chats without a system prompt, earlier answers.
-# Version 3 sets the thoughts of an answer in two lines.
-TEMPLATES: dict[Family, str] = {
-    "qwen2": (
-        "{%- for message in messages %}"
-        "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
-    ),
-    "qwen3": (
-        "{%- for message in messages %}{%- set content = message.content %}{%- if message.role == 'assistant' %}"
-        "{%- set thoughts, _, answer = content.rpartition('</think>') %}"
-        "{%- set thoughts = '<think>\\n' + thoughts.split('<think>')[-1].strip('\\n') + '\\n</think>' %}"
-        "{%- set content = thoughts + '\\n\\n' + answer.lstrip('\\n') %}{%- endif %}"
-        "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}"
-        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
-        "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
-        "{%- endif %}{%- endif %}"
-    ),
-}
-
 
 def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -> Path:
     """Write a tiny causal language model with its tokenizer into `folder` and return it.
@@ -370,7 +277,7 @@ def make_language_model(folder: Path, *, family: Family, audio_codes: int = 0) -
     )
     pad = tokenizer.pad_token_id
     eos = tokenizer.eos_token_id
-    shape = _qwen_shape(len(tokenizer), TEXT_SIZE, layers=2)
+    shape = qwen_shape(len(tokenizer), TEXT_SIZE, layers=2)
     # If input and output shared one matrix, a model without learnt layers would repeat its last token.
     shape |= {
         "bos_token_id": pad,

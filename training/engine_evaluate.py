@@ -36,7 +36,7 @@ from gpu_job import SongJob
 from limits import SAMPLE_RATE
 from model_weights import BUILT_IN, MODEL_VARIABLE, Weights
 from params import parse_request, settle
-from tools import listening
+from training import listening
 from training.band_score import Score, compose
 from training.band_sounds import render
 from training.band_styles import STYLES

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from diffusers import AceStepPipeline
 
-from tools.random_models import WORDS
 from training.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, Score
 from training.band_sounds import STEMS
+from training.small_models import WORDS
 
 LATENTS = 32
 FRAME_TICKS = 4

@@ -33,7 +33,6 @@ import modes
 import song_codec
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from models import quiet_libraries
-from tools.random_models import SILENCE_FRAMES, make_tokenizer, text_config
 from training import engine_words
 from training.band_score import INSTRUMENTS, KITS, NOTE_NAMES, ROLES, Score, compose, parse_key
 from training.band_sounds import STEMS
@@ -56,6 +55,7 @@ from training.engine_latents import (
     track_of,
     words_for,
 )
+from training.small_models import SILENCE_FRAMES, make_tokenizer, text_config
 
 HIDDEN = 256
 TEXT = 128

@@ -45,7 +45,6 @@ from model_weights import BUILT_IN, MODEL_VARIABLE, PLANNER_VARIABLE
 from models import quiet_libraries
 from params import parse_request
 from planner_decoding import encode_marked, nearest_code
-from tools.random_models import THINK, make_tokenizer
 from training.band_score import compose
 from training.engine_latents import (
     FRAME_TICKS,
@@ -54,6 +53,7 @@ from training.engine_latents import (
     latents_of,
     lyric_words,
 )
+from training.small_models import THINK, make_tokenizer
 
 STATE = Path("~/.cache/ace-studio-training/planner").expanduser()
 FIRST_SEED = 30_000_000

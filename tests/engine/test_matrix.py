@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tools import listening, matrix
+from tools import matrix
+from training import listening
 
 RATE = 48_000
 

@@ -16,8 +16,7 @@ import model_weights
 import tooltips
 from limits import SAMPLE_RATE
 from params import parse_request
-from tools import listening
-from training import engine_evaluate
+from training import engine_evaluate, listening
 from training.band_sounds import render
 
 SHIPPED = model_weights.ASSETS / "preview"

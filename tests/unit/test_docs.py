@@ -155,6 +155,17 @@ def test_imports_point_down_and_never_in_a_circle():
         assert not re.search(r"\bimport_module\b|\b__import__\b", path.read_text()), path.name
 
 
+@pytest.mark.parametrize(
+    ("folder", "above"),
+    [("", {"training", "tools", "tests"}), ("training", {"tools", "tests"}), ("tools", {"tests"})],
+)
+def test_the_studio_imports_no_training_and_training_no_tools(folder: str, above: set[str]):
+    found = {}
+    for path in (ROOT / folder).glob("*.py"):
+        found[path.name] = {each.partition(".")[0] for each in imports_of(path)} & above
+    assert found and not any(found.values()), found
+
+
 def test_what_lies_below_the_surface_loads_no_gradio():
     """Workers of Ray and of ZeroGPU start with these modules alone, whatever they import themselves."""
     lines = lines_of_modules()
