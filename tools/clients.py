@@ -22,6 +22,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,8 +34,6 @@ from typing import Any
 import httpx
 import numpy as np
 import soundfile
-
-from tests.program import ROOT, free_port
 
 RATE = 48_000
 SECONDS = 12
@@ -102,6 +101,12 @@ def ran(*command: str | Path, folder: Path, **environ: str) -> str:
         check=True,
     )
     return done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -359,7 +364,7 @@ vim.cmd('qa!')
 def lofi(checkout: Path, url: str, folder: Path) -> None:
     """Start the daemon from the editor; `lofi.cancel()` is never called: it kills programs by their names."""
     out = folder / "answer.json"
-    named = {"plugin": checkout, "daemon": ROOT / "tools" / "lofi-daemon", "out": out}
+    named = {"plugin": checkout, "daemon": Path(__file__).with_name("lofi-daemon"), "out": out}
     script = folder / "run.lua"
     script.write_text(LUA % {name: json.dumps(str(path)) for name, path in named.items()})
     ran("nvim", "--headless", "--clean", "-c", f"luafile {script}", folder=folder)
