@@ -5,16 +5,16 @@ Only its id leads to a run. Every id that belongs to no run gets the same answer
 
 from __future__ import annotations
 
+import asyncio
 import json
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Match, Route
@@ -35,7 +35,8 @@ MOST_IDS = 20  # in one call
 VISITOR_HEADER = "x-ip-token"  # names the visitor on whose quota ZeroGPU lends a card
 MOST_TITLE = 200  # letters of a title in a file's tags
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
-_encoding = threading.BoundedSemaphore(2)  # a song in another format costs a core for some seconds
+# A song in another format costs a core for some seconds. Those that wait for one hold no thread of the server.
+_encoders = ThreadPoolExecutor(2, "encoder")
 STATUS_OF_CODE = {"no_run": 404, "no_take": 404}
 
 
@@ -99,8 +100,8 @@ def event_facts(run: Run, event: RunEvent) -> tuple[str, dict[str, Any]]:
         case Draft():
             return "draft", asdict(event)
         case Done(record=record):
-            takes = len(take_names(record))
-            return "finished", {"takes": addresses(run.id, takes), "record": record}
+            count = len(take_names(record))
+            return "finished", {"takes": addresses(run.id, count), "record": record}
         case Cancelled(problem):
             return "cancelled", {"problem": problem.facts()}
         case _:
@@ -249,23 +250,19 @@ async def _converted(path: Path, request: Request) -> Response:
         known = ", ".join(FORMATS)
         raise StudioError("invalid", f"format must be one of {known}, not {shown(kind)}.")
     title = request.query_params.get("title", "")[:MOST_TITLE]
-
-    def encoded() -> bytes:
-        with _encoding:
-            return takes.as_download(path, kind, title).getvalue()
-
+    loop = asyncio.get_running_loop()
     try:
-        file = await run_in_threadpool(encoded)
+        file = await loop.run_in_executor(_encoders, takes.as_download, path, kind, title)
     except audio.AudioError as error:
         raise StudioError("invalid", str(error)) from None
-    except (OSError, KeyError, IndexError, TypeError):
+    except OSError:
         raise StudioError.from_problem(NO_TAKE) from None
     name = quote(f"{path.stem}.{kind}")
     headers = {
         "Cache-Control": "private, no-store",
         "Content-Disposition": f"attachment; filename*=utf-8''{name}",
     }
-    return Response(file, media_type=MEDIA_TYPES[kind], headers=headers)
+    return Response(file.getvalue(), media_type=MEDIA_TYPES[kind], headers=headers)
 
 
 ROUTES = (

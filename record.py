@@ -370,7 +370,7 @@ class Stored:
     audio: Mapping[str, Any]
     sampling: Mapping[str, Any]
     plan: Mapping[str, Any]
-    takes: Sequence[Any]
+    takes: Sequence[Mapping[str, Any]]
     notes: Sequence[Any]
     details: Mapping[str, Any]
     model: Any  # the id of the song model
@@ -381,10 +381,10 @@ class Stored:
     def from_record(cls, record: Any) -> Stored:
         record = _mapping(record)
         request = _mapping(record.get("request"))
-        takes = _sequence(record.get("takes"))
+        takes = [_mapping(take) for take in _sequence(record.get("takes"))]
         seed = None
         if len(takes) == 1:
-            seed = _mapping(takes[0]).get("seed")
+            seed = takes[0].get("seed")
         seeds = _sequence(record.get("seeds"))
         variation_seeds = _sequence(record.get("variation_seeds"))
         return cls(

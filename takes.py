@@ -288,22 +288,20 @@ def _copy_or_link(file: io.BytesIO, song: Path) -> str:
 def as_download(path: Path, kind: str, title: str) -> io.BytesIO:
     """Return a take as a file of this kind, with its record, its cover and, unless it is "", this title in the tags.
 
-    Raises `AudioError` or OSError.
+    Raises `AudioError` or OSError. A file without an acceptable record gets no tags.
     """
     record = audio_export.read_record(path)
-    title = title or path.stem
+    picture = b""
     if path.suffix == f".{kind}":
-        file = io.BytesIO(path.read_bytes())
-        if record:
-            audio_export.tag(file, title, record)  # its picture stays
-        return file
-    samples = audio.read_wav(str(path))
-    file = audio_export.encode(samples, kind)
+        file = io.BytesIO(path.read_bytes())  # with its picture
+    else:
+        samples = audio.read_wav(path)
+        file = audio_export.encode(samples, kind)
+        stored = Stored.from_record(record)
+        if isinstance(stored.seed, int) and stored.seed >= 0:
+            picture = audio_export.picture_for_tags(samples, stored.seed, stored.key)
     if record:
-        seed = record["takes"][0]["seed"]
-        key = Stored.from_record(record).key
-        picture = audio_export.picture_for_tags(samples, seed, key)
-        audio_export.tag(file, title, record, picture)
+        audio_export.tag(file, title or path.stem, record, picture)
     return file
 
 

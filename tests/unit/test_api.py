@@ -1,10 +1,14 @@
 """The public endpoints without a model: names, defaults, schemas, what a wrong value gets, how a run is passed on."""
 
+import asyncio
 import inspect
+import io
 import re
+import threading
 import time
 from pathlib import Path
 
+import anyio.to_thread
 import gradio as gr
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ import events
 import params
 import runs
 import runs_journal
+import takes
 from events import Done, Draft, Failed, Problem, Progress
 from tests.waiting import result_of, until
 
@@ -396,3 +401,29 @@ def test_calls_of_one_address_are_one_owner_and_a_space_believes_its_proxy(monke
         caller("10.0.0.2", **forwarded)
     )
     assert api_runs.owner_of(None)
+
+
+def test_songs_that_wait_to_be_converted_hold_no_thread_of_the_server(monkeypatch):
+    go_on = threading.Event()
+
+    def slow(path: Path, kind: str, title: str) -> io.BytesIO:
+        assert go_on.wait(100)
+        return io.BytesIO(title.encode())
+
+    monkeypatch.setattr(takes, "as_download", slow)
+
+    async def ask_for_many() -> list[bytes]:
+        query = {"type": "http", "query_string": b"format=mp3&title=a"}
+        asked = [
+            asyncio.create_task(api_runs._converted(Path("song.wav"), Request(query)))
+            for _ in range(5)
+        ]
+        try:
+            for _ in range(20):  # until each has begun
+                await asyncio.sleep(0)
+            assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+        finally:
+            go_on.set()
+        return [bytes((await each).body) for each in asked]
+
+    assert asyncio.run(ask_for_many()) == [b"a"] * 5

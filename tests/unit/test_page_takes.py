@@ -132,6 +132,19 @@ def test_a_take_in_another_format_has_the_same_sound_and_tags(
         assert len(mutagen.File(renamed).pictures) == 1
 
 
+@pytest.mark.parametrize(
+    "record", [{"mode": "generate"}, {"takes": ["a"]}, {"takes": [{"seed": -1}]}]
+)
+def test_a_take_with_an_odd_record_can_be_had_in_another_format(tmp_path: Path, record):
+    path = tmp_path / "song.wav"
+    write_song(np.zeros((2, SAMPLE_RATE), np.float32), path, "wav")
+    tag_file(path, path.stem, record)
+    other = tmp_path / "song.flac"
+    other.write_bytes(takes.as_download(path, "flac", "").getvalue())
+    assert audio_export.read_record(other) == record
+    assert mutagen.File(other).pictures == []
+
+
 def test_what_is_made_of_a_take_says_what_it_is_and_which_part_of_it_is_new():
     extended = made("extend", before=2.5, after=10).request
     assert page_takes.derived(extended) == "2.5 s + {take} + 10 s"
