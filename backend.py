@@ -77,9 +77,10 @@ def on_worker(job: Job) -> Generator[Event | Outcome]:
     """Run `job` in a Ray worker, which uses the models on its machine and downloads missing ones."""
     try:
         studio = get_backend()
-        yield from studio.gather(job.request)
-        # This machine's checkpoint decides, not that of the machine that sent the job.
-        yield from gpu.entry(replace(job, settings=studio.settle(job.request)), 0)
+        # This machine's checkpoints decide, not those of the machine that sent the job.
+        request = studio.with_model(job.request)
+        yield from studio.gather(request)
+        yield from gpu.entry(replace(job, request=request, settings=studio.settle(request)), 0)
     except Exception as error:
         yield Failed(gpu.problem_of(error))
 

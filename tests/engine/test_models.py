@@ -10,6 +10,8 @@ import pytest
 from gradio import utils as gradio_utils
 
 import backend
+import gpu
+import jobs
 import model_hub
 import model_weights
 import selfcheck
@@ -149,6 +151,12 @@ def test_a_model_that_is_not_here_is_refused_with_how_to_get_it(
     # An action with tracks takes Stems if none is named; on the page, Best is a name.
     layer = parse_request("edit", {"source": "a.wav", "action": "layer", "tracks": ["drums"]})
     assert studio.song_model(layer) == studio.models.find("base")
+    # On a Ray worker, too, where its settings and its model are of one kind.
+    with monkeypatch.context() as patch, jobs.job_for(layer, studio.settle(layer)) as job:
+        patch.setattr(gpu, "entry", lambda job, seconds: iter([job]))
+        *_, sent = backend.on_worker(job)
+        assert jobs.song_model(sent, studio.models) == studio.models.find("base")
+        assert sent.settings.kind == "base"
     named = parse_request(
         "edit", {**layer.model_dump(exclude_unset=True), "options": {"model": "sft"}}
     )
