@@ -174,9 +174,10 @@ class RestoreOffer:
         self._button.click(self._restore, source, outputs, **AT_ONCE)
 
     def _look(self, path: str | None, chosen: str) -> Updates:
-        nothing = {self._line: "", self._button: gr.update(visible=False)}
+        nothing: Updates = {self._line: "", self._button: gr.update(visible=False)}
         if not path:
             return nothing
+        nothing[self.chosen] = ""
         try:
             upload_seconds(path)
             record = audio_export.read_record(path)
@@ -188,8 +189,8 @@ class RestoreOffer:
         shown = {
             self._line: theme.answer(tooltips.RESTORE_OFFER),
             self._button: gr.update(visible=True),
+            self.chosen: "",
         }
-        shown[self.chosen] = ""
         if Path(path).name != chosen:
             return shown
         words = self._form.show(page_form.words_for(self._form.mode, record))

@@ -23,7 +23,7 @@ import audio_waveform
 import theme
 import tooltips
 from limits import LEAST_REGION_SECONDS, LIMITS, MAX_SOURCE_SECONDS
-from page_form import AT_ONCE, settings
+from page_form import AT_ONCE, Updates, settings
 from record import Stored
 
 
@@ -106,28 +106,30 @@ def connect_region(
     def show(
         path: str | None,
         shown: dict[str, Any] | None,
-        wanted: WantedRegion | None = None,
+        region: WantedRegion | None = None,
         name: str = "",
-    ) -> list[Any]:
-        texts = ["0", "0", ""][: len(fields)]
+    ) -> Updates:
         if not path:
-            return [None, *texts]
+            return {selector: None, **dict(zip(fields, ("0", "0", ""), strict=False))}
         value = waveform(path)
-        if shown and value["peaks"] == shown["peaks"]:
-            return [gr.skip(), *(gr.skip() for _ in fields)]
+        updates: Updates = {}
         first, last = middle(value["seconds"]) if value["seconds"] else (0.0, 0.0)
-        if wanted and wanted.name == Path(path).name:
-            first, last = wanted.start, wanted.end
-        texts[:2] = [f"{first:g}", f"{last:g}"]
-        drawn = {**value, "start": first, "end": last, "regions": ""}
-        if name == AGAIN:
-            return [drawn, *(gr.skip() for _ in fields)]
-        return [drawn, *texts]
+        if region and region.name == Path(path).name:
+            first, last = region.start, region.end
+            updates[wanted] = None  # it is for one drawing
+        if shown and value["peaks"] == shown["peaks"]:
+            return updates or gr.skip()
+        updates[selector] = {**value, "start": first, "end": last, "regions": ""}
+        if name != AGAIN:
+            updates |= dict(zip(fields, (f"{first:g}", f"{last:g}", ""), strict=False))
+        return updates
 
     held: list[Any] = [source, selector]
+    drawn: list[Any] = [selector, *fields]
     if wanted is not None:
         held += [wanted, chosen]
-    read = source.change(show, held, [selector, *fields], **AT_ONCE)
+        drawn.append(wanted)
+    read = source.change(show, held, drawn, **AT_ONCE)
     read.then(**join)
     return read
 
