@@ -88,7 +88,7 @@ def build_app(studio: Backend | None = None) -> gr.Blocks:
         elem_id="studio",
         fill_width=True,
     ) as demo:
-        header = Header()
+        header = Header(studio)
         tabs = page_tabs.build_tabs(studio)
         forms = [tab.form for tab in tabs]
         runs = [run for tab in tabs for run in tab.runs]

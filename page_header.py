@@ -25,7 +25,8 @@ from status import UNKNOWN, SongModelStatus, Status
 class Header:
     """The status, and a banner whose button for the real model is a run bar of its own."""
 
-    def __init__(self):
+    def __init__(self, studio: Backend):
+        self._studio = studio
         self.status = html(
             theme.heading(), elem_id="studio-status", js_on_load=theme.script("folds")
         )
@@ -35,6 +36,8 @@ class Header:
             self.bar = download_bar("download", tooltips.GET_MODEL.format(gb=0), cancelled)
         # The name of the song model that the button gets; "" is the real model.
         self.wanted = gr.State("")
+        # The name of the song model whose size the hub has told last.
+        self.asked = gr.State("")
         self.offered = [self.banner, self.notice, self.bar.go, self.wanted]
         self.outputs = [self.status, *self.offered]
 
@@ -61,6 +64,41 @@ class Header:
             self.wanted: model.name,
         }
 
+    def show_ended(self, status: Status, wanted: str) -> Updates:
+        """Return the updates after a download; what is `wanted` and still missing stays offered, beside the reason."""
+        if status.to_get(wanted) is not None:
+            return {self.status: theme.heading(status)}
+        return self.show(status)
+
+    def offer_chosen(self, name: str, wanted: str, is_running: bool) -> Updates:
+        """Return the updates for the chosen model `name`, if `wanted` is offered so far.
+
+        While a download is running, the bar shows what is on its way.
+        """
+        status = self._studio.status()
+        found = status.to_get(name)
+        is_offered = found is not None and name == wanted
+        if is_running or is_offered:
+            return gr.skip()
+        if found is not None:
+            return self.offer(found, is_asked=False)
+        return self.take_back(status) if wanted else gr.skip()
+
+    def ask(self, name: str) -> str:
+        """Ask the hub how much of a song model is missing; return its name, "" if that is not known."""
+        if self._studio.status().to_get(name) is not None:
+            with contextlib.suppress(StudioError):  # pressed, the button says why
+                self._studio.ask_size(name)
+                return name
+        return ""
+
+    def offer_exactly(self, name: str, wanted: str, asked: str) -> Updates:
+        """Return the updates for the size of the chosen model `name`, if it is both `wanted` and `asked`."""
+        found = self._studio.status().to_get(name)
+        if found is None or not name == wanted == asked:
+            return gr.skip()
+        return self.offer(found, is_asked=True)
+
     def take_back(self, status: Status) -> Updates:
         """Return the updates that end an offer."""
         return only(self.show(status), self.offered)
@@ -72,49 +110,35 @@ def connect_model(
     """Let the banner's button fetch the real model, or one that was chosen in a tab; returns the run."""
 
     def done(name: str) -> str:
+        is_built_in = studio.status().is_built_in
         if name:
-            return tooltips.SONG_MODEL_DONE.format(name=MODELS[name])
-        if studio.status().is_built_in:
-            return tooltips.DOWNLOAD_UNUSED
-        return tooltips.DOWNLOAD_DONE
+            sentence = tooltips.SONG_MODEL_DONE.format(name=MODELS[name])
+        elif is_built_in:
+            sentence = tooltips.DOWNLOAD_UNUSED
+        else:
+            sentence = tooltips.DOWNLOAD_DONE
+        if not is_built_in:  # the banner, which has the line, closes now
+            gr.Success(sentence)
+        return sentence
 
     for tab in tabs:
         if isinstance(tab, SongTab):
-            _connect_offer(studio, header, tab)
+            _connect_offer(header, tab)
     return connect_download(header.bar, lambda name: studio.download(name), done, header.wanted)
 
 
-def _connect_offer(studio: Backend, header: Header, tab: SongTab) -> None:
+def _connect_offer(header: Header, tab: SongTab) -> None:
     """Offer the download of a model that is chosen in a tab, or asked for a song, and is not here."""
     model = tab.form.fields["options.model"]
-    unchanged = {header.wanted: gr.skip()}
-
-    def offer(name: str, wanted: str, line: str) -> Updates:
-        status = studio.status()
-        found = status.to_get(name)
-        if 'data-state="running"' in (line or ""):
-            return unchanged  # the bar shows what is on its way
-        if found is not None and name != wanted:
-            return header.offer(found, is_asked=False)
-        if found is not None:
-            return unchanged
-        return header.take_back(status) if wanted else unchanged
-
-    def offer_exactly(name: str, wanted: str) -> Updates:
-        if not wanted or wanted != name:
-            return unchanged
-        with contextlib.suppress(StudioError):  # pressed, the button says why
-            studio.ask_size(name)
-            found = studio.status().to_get(name)
-            if found is not None:
-                return header.offer(found, is_asked=True)
-        return unchanged
-
-    inputs = [model, header.wanted, header.bar.line]
-    shown = model.input(offer, inputs, header.offered, **AT_ONCE)
-    shown.then(offer_exactly, [model, header.wanted], header.offered, **AT_ONCE)
+    inputs = [model, header.wanted, header.bar.is_running]
+    shown = model.input(header.offer_chosen, inputs, header.offered, **AT_ONCE)
+    # The hub may take seconds to answer. By then another model may be chosen: its events offer it.
+    asked = shown.then(header.ask, model, header.asked, **AT_ONCE)
+    inputs = [model, header.wanted, header.asked]
+    asked.then(header.offer_exactly, inputs, header.offered, **AT_ONCE)
     # A model that the browser kept, or that a record named, is offered when it is asked for.
-    tab.bar.go.click(offer, inputs, header.offered, **AT_ONCE)
+    inputs = [model, header.wanted, header.bar.is_running]
+    tab.bar.go.click(header.offer_chosen, inputs, header.offered, **AT_ONCE)
 
 
 def connect_status(
@@ -135,13 +159,20 @@ def connect_status(
 
     def show() -> Updates:
         status = studio.status()
-        shown = header.show(status)
+        return {**header.show(status), **show_forms(status)}
+
+    def show_ended(wanted: str) -> Updates:
+        status = studio.status()
+        return {**header.show_ended(status, wanted), **show_forms(status)}
+
+    def show_forms(status: Status) -> Updates:
+        shown: Updates = {}
         for form in forms:
             shown |= form.show_status(status)
         return shown
 
     known = demo.load(show, outputs=outputs, **AT_ONCE)
-    shown_again = download.success(show, outputs=outputs, **AT_ONCE)
+    shown_again = download.success(show_ended, header.wanted, outputs, **AT_ONCE)
     _connect_followers(forms, (known, shown_again))
     _connect_device(studio, header, known)
 
@@ -171,15 +202,15 @@ def _connect_followers(forms: Sequence[Form], shown: Sequence[Dependency]) -> No
 def _connect_device(studio: Backend, header: Header, known: Dependency) -> None:
     """Load torch once the status is `known`, show the device, and prepare the models."""
 
-    def show_device() -> Updates:
-        return header.show(studio.full_status())
+    def show_device() -> str:
+        return theme.heading(studio.full_status())
 
     def prepare() -> None:
         with contextlib.suppress(StudioError):  # the first song reports what could not be loaded
             if not gpu_ray.wanted():
                 studio.models.prepare()
 
-    # Only the header: this takes seconds if torch is not loaded yet, while the visitor may already
-    # be filling in the form.
-    complete = known.then(show_device, outputs=header.outputs, **AT_ONCE)
+    # Only the heading: this takes seconds if torch is not loaded yet, while the visitor may already
+    # be filling in the form, or be offered a model.
+    complete = known.then(show_device, outputs=header.status, **AT_ONCE)
     complete.then(prepare, **AT_ONCE)

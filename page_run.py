@@ -88,10 +88,11 @@ class DownloadBar(Bar):
 
     # Hidden. Cancel ticks it in the browser, so that a download that ended early can say why.
     cancelled: gr.Checkbox
+    is_running: gr.State
 
     @property
     def outputs(self) -> list[Component]:
-        return [*self.starters, self.cancel, self.line, self.cancelled]
+        return [*self.starters, self.cancel, self.line, self.cancelled, self.is_running]
 
     def running(self, line: str) -> Updates:
         """Return the updates for the start of a download."""
@@ -103,7 +104,11 @@ class DownloadBar(Bar):
 
     def _switch(self, running: bool) -> Updates:
         starters = updates_of(self.starters, interactive=not running)
-        return {**starters, self.cancel: gr.update(interactive=running)}
+        return {
+            **starters,
+            self.cancel: gr.update(interactive=running),
+            self.is_running: running,
+        }
 
 
 def progress_line(name: str) -> gr.HTML:
@@ -137,7 +142,7 @@ def cancelled_box(name: str) -> gr.Checkbox:
 def download_bar(name: str, text: str, cancelled: gr.Checkbox) -> DownloadBar:
     line = progress_line(name)
     go, cancel = _buttons(name, text, tooltips.CANCEL, "secondary")
-    return DownloadBar([go], cancel, line, name, cancelled)
+    return DownloadBar([go], cancel, line, name, cancelled, gr.State(False))
 
 
 def tab_run_bar(form: Form, cancel: str = tooltips.CANCEL, lasts: bool = True) -> RunBar:
