@@ -125,7 +125,7 @@ def _add_also(form: Form) -> None:
     def take_back(pressed: gr.EventData) -> Updates:
         field = fields.get(str(pressed.name))
         if field is None:
-            return {}
+            return gr.skip()
         return {field: gr.update(value=field.value)}
 
     also.input(take_back, None, list(fields.values()), **AT_ONCE)

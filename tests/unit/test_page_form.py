@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from model_weights import task_support
 from params import CHOOSE_TRACK, REQUESTS, parse_request
 from status import UNKNOWN, SongModelStatus
 from tests.unit.forms import STATUS, build_forms
+from tests.waiting import result_of
 
 FULL = {
     **{
@@ -179,6 +181,27 @@ def test_morph_is_off_on_fast_and_track_actions_offer_stems(forms, monkeypatch):
     get = replace(status, song_models=(*here[:2], replace(here[2], download_gb=8.3)))
     assert page_edit.remarks(get, "") == dict.fromkeys(CHOOSE_TRACK, tooltips.STEMS_TO_GET)
     assert page_edit.remarks(get, "base") == {}
+
+
+def test_an_unknown_field_is_not_taken_back_and_changes_nothing(forms):
+    root = forms["generate"].fields["prompt"]
+    while root.parent is not None:
+        root = root.parent
+    (take_back,) = [
+        fn
+        for fn in root.fns.values()
+        for number, event in fn.targets
+        if event == "input" and root.blocks[number].elem_id == "generate-also"
+    ]
+
+    def changed(name: str) -> list[Any]:
+        updates = take_back.fn(SimpleNamespace(name=name))
+        shown = result_of(root.postprocess_data(take_back, updates, None))
+        outputs = zip(take_back.outputs, shown, strict=True)
+        return [output for output, update in outputs if "value" in update]
+
+    assert changed("__class__") == []
+    assert changed("bpm") == [forms["generate"].fields["bpm"]]
 
 
 def test_a_song_without_a_plan_has_no_options_for_it(forms):
