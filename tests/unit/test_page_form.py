@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import page_fields
 import page_form
 import planner
 import tooltips
+from backend import Backend
 from events import Problem
 from model_weights import task_support
 from params import CHOOSE_TRACK, REQUESTS, parse_request
@@ -181,6 +183,26 @@ def test_morph_is_off_on_fast_and_track_actions_offer_stems(forms, monkeypatch):
     get = replace(status, song_models=(*here[:2], replace(here[2], download_gb=8.3)))
     assert page_edit.remarks(get, "") == dict.fromkeys(CHOOSE_TRACK, tooltips.STEMS_TO_GET)
     assert page_edit.remarks(get, "base") == {}
+
+
+def test_tracks_are_made_by_the_model_that_the_page_shows(forms, monkeypatch):
+    form = forms["edit"]
+    status = replace(STATUS, song_models=(song_model("sft"), song_model("base")))
+    monkeypatch.setattr(form.studio, "status", lambda: status)
+    models = SimpleNamespace(weights="sft", find=lambda name: SimpleNamespace(folder=name))
+    with_model = partial(Backend.with_model, SimpleNamespace(models=models))
+    monkeypatch.setattr(form.studio, "with_model", with_model, raising=False)
+
+    def model_of(**there: Any) -> str:
+        values = {name: field.value for name, field in form.fields.items()}
+        values |= {"source": "a.wav", "start": "1", "end": "2", "prompt": "a song", **there}
+        return form.request(values.values()).options.model
+
+    # The backend takes Stems for a track where no model is named.
+    layer = {"action": "layer", "track": "drums"}
+    assert model_of(**layer) == "sft"
+    assert model_of(**layer, **{"options.model": "base"}) == "base"
+    assert model_of(action="repaint") == ""
 
 
 def test_an_unknown_field_is_not_taken_back_and_changes_nothing(forms):
