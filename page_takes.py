@@ -387,9 +387,9 @@ def _not_timed(bar: RunBar, result: ResultPanel, problem: Problem, take: Made) -
 
 
 def made_line(request: SongRequest, done: Done) -> str:
-    takes = len(done.song["takes"])
+    made = len(done.song["takes"])
     seconds = sum(done.song["seconds"].values())
-    return theme.line("done", tooltips.done_sentence(takes, request.takes, seconds))
+    return theme.line("done", tooltips.done_sentence(made, request.takes, seconds))
 
 
 def _failed(bar: RunBar, result: ResultPanel, problem: Problem) -> Updates:

@@ -780,9 +780,9 @@ def _former_facts(
     }
 
 
-def addresses(run_id: str, takes: int) -> list[str]:
+def addresses(run_id: str, count: int) -> list[str]:
     """Return where the takes of a run are served."""
-    return [address(run_id, number) for number in range(1, takes + 1)]
+    return [address(run_id, number) for number in range(1, count + 1)]
 
 
 def address(run_id: str, number: int) -> str:

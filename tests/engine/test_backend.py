@@ -118,12 +118,12 @@ def test_the_record_in_each_file_repeats_the_song(studio, output):
 @pytest.mark.numbers
 def test_a_takes_seed_used_alone_gives_the_same_song(studio, plain):
     done = run(studio, takes=3)
-    takes = samples_of(done)
+    songs = samples_of(done)
     assert done.record["seeds"] == [7, 8, 9]
-    for alone, take in ((plain, takes[0]), (run(studio, seed=9), takes[2])):
+    for alone, take in ((plain, songs[0]), (run(studio, seed=9), songs[2])):
         # A batch of three and one alone round differently: 1e-4 of full scale is far below hearing.
         assert np.allclose(take, samples_of(alone)[0], atol=1e-4)
-    assert not np.allclose(takes[0], takes[1], atol=1e-2)
+    assert not np.allclose(songs[0], songs[1], atol=1e-2)
 
 
 def test_loudness_and_fade_out_shape_the_file_and_a_long_prompt_is_trimmed(studio, output):

@@ -301,7 +301,7 @@ class FakeBackend(Backend):
         """Make takes of `seconds`, as loud as LOUDNESS says; `record` overrides their record."""
         yield Progress("steps", 1, 2, 0.5, 0.5)
         asked = request.model_dump(mode="json", include={"prompt", "lyrics", "bpm", "duration"})
-        files, takes = [], []
+        files, made = [], []
         for number, loudness in enumerate(LOUDNESS[: request.takes]):
             seed = 100 * self.songs + number
             path = self.folder / f"song-seed-{seed}.{kind}"
@@ -312,9 +312,9 @@ class FakeBackend(Backend):
                 "name": path.name,
                 "duration": float(self.seconds),
             }
-            takes.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": loudness, "warnings": []})
-            tag_file(path, path.stem, {"mode": "generate", "takes": takes[-1:], "request": asked})
-            takes[-1]["sha256"] = _hash_of(path)
+            made.append({**facts, "peak_dbfs": -1.0, "loudness_lufs": loudness, "warnings": []})
+            tag_file(path, path.stem, {"mode": "generate", "takes": made[-1:], "request": asked})
+            made[-1]["sha256"] = _hash_of(path)
             files.append(
                 processing_utils.save_file_to_cache(
                     path, cache_dir=gradio_utils.get_upload_folder()
@@ -327,7 +327,7 @@ class FakeBackend(Backend):
         own = {
             "audio": uploads,
             "request": asked,
-            "takes": takes,
+            "takes": made,
             "errors": [],
             "notes": [],
             "seconds": {"steps": 1.0},

@@ -224,17 +224,17 @@ def reached_into(tree: ast.Module, ours: set[str]) -> set[str]:
 
 
 def test_what_is_reached_into_is_listed_with_a_test():
-    rows = re.findall(
+    reached = re.findall(
         r"^\| .*\|$", ARCHITECTURE.split("## Reached into")[1].split("\n## ")[0], re.MULTILINE
     )
     ours = private_names_of_ours()
     for module, tree in MODULES.items():
         for name in reached_into(tree, ours):
-            of_module = [row for row in rows if re.search(rf"\b{module}\b", row)]
+            of_module = [row for row in reached if re.search(rf"\b{module}\b", row)]
             assert of_module, (module, name)
             assert not name.startswith("_") or any(name in row for row in of_module), (module, name)
     tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
-    for row in rows[2:]:
+    for row in reached[2:]:
         noticed_by = row.split("|")[-2]
         assert re.findall(r"test_\w+\.py", noticed_by), row
         assert set(re.findall(r"test_\w+\.py", noticed_by)) <= tests, row
@@ -320,7 +320,7 @@ def test_the_state_of_a_process_is_listed():
                 found.add(f"{module}.{name}")
     found.remove("params.REQUESTS")  # complete once its module is imported
     table = ARCHITECTURE.split("## State of a process")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
-    listed = set(re.findall(r"`([\w.]+)`", " ".join(rows)))
+    states = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    listed = set(re.findall(r"`([\w.]+)`", " ".join(states)))
     assert listed - found == {"served.files_in_use"}  # app.py fills it
     assert found <= listed

@@ -8,9 +8,9 @@ import pytest
 
 import model_weights
 import song_words
-from gpu_job import Job
+from gpu_job import SongJob
 from limits import KEYS, LIMITS, TIME_SIGNATURES
-from params import parse_request
+from params import SongRequest, parse_request, settle
 
 KNOWN = song_words.read_words(model_weights.ASSETS / "preview")
 SEEDS = range(200)
@@ -19,8 +19,12 @@ SEEDS = range(200)
 def settled(
     mode: str = "generate", seed: int = 0, **words: object
 ) -> tuple[object, tuple[str, ...]]:
-    job, _, notes = song_words.settle(Job(parse_request(mode, words), (seed,), (0,), "", {}), KNOWN)
+    job, _, notes = song_words.settle(job_of(parse_request(mode, words), seed), KNOWN)
     return job.request, notes
+
+
+def job_of(request: SongRequest, seed: int = 0) -> SongJob:
+    return SongJob(request, (seed,), (0,), "", settings=settle(request, "preview"))
 
 
 def test_a_key_is_drawn_from_those_that_the_checkpoint_was_told():
@@ -57,14 +61,8 @@ def test_a_tempo_and_a_metre_that_it_never_learnt_are_given_as_ones_that_it_know
 
 
 def test_other_modes_get_no_tempo_but_a_key_that_is_known():
-    job = Job(
-        parse_request("extend", {"prompt": "x", "source": "a.wav", "after": 5, "key": "Cb major"}),
-        (0,),
-        (0,),
-        "",
-        {},
-    )
-    request = song_words.settle(job, KNOWN)[0].request
+    words = {"prompt": "x", "source": "a.wav", "after": 5, "key": "Cb major"}
+    request = song_words.settle(job_of(parse_request("extend", words)), KNOWN)[0].request
     assert request.key == "B major" and request.bpm is None
     assert (
         song_words.translated({"bpm": None, "key": "E# minor", "prompt": "x"}, KNOWN)["key"]
