@@ -6,11 +6,14 @@ import io
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
+from mutagen.mp3 import MP3
 
 import backend
 import limits
@@ -84,6 +87,18 @@ def test_a_detached_song_is_followed_and_fetched_by_its_id_alone(server, web):
     assert (part.status_code, part.content) == (206, songs[0].content[100:200])
     assert part.headers["content-range"] == f"bytes 100-199/{len(songs[0].content)}"
     assert web.get(f"/runs/{run}/takes/3").status_code == 404
+    converted = web.get(facts["takes"][1], params={"format": "mp3", "title": "Rain"})
+    assert converted.raise_for_status().headers["content-type"] == "audio/mpeg"
+    name = quote(f"{Path(facts['record']['takes'][1]['name']).stem}.mp3")
+    assert name in converted.headers["content-disposition"]
+    file = MP3(io.BytesIO(converted.content))
+    assert file.tags["TIT2"].text == ["Rain"]
+    assert file.info.length == pytest.approx(10, abs=0.1)  # a frame is 0.024 s
+    refused = web.get(facts["takes"][1], params={"format": "exe"})
+    assert refused.status_code == 400
+    assert "format must be one of wav, flac, mp3, ogg" in refused.json()["detail"]
+    missing = web.get(f"/runs/{run}/takes/3", params={"format": "mp3"})
+    assert (missing.status_code, missing.json()["code"]) == (404, "no_take")
     (brief,) = web.get("/runs", params={"id": run}).json()
     assert brief["state"] == "finished" and brief["record"] is None
 

@@ -415,6 +415,8 @@ def test_on_zerogpu_a_visitor_who_leaves_before_the_card_costs_nothing_and_after
     clock.now += 2
     ended(gone)
     assert gone.state == "cancelled" and gone.problem == runs.LEFT
+    # The page would say that its visitor cancelled it, or that the studio was restarted.
+    assert runs.LEFT.code not in (runs.CANCELLED.code, runs.STOPPING.code)
     cards.cards.add("back")
     until(lambda: back.has_card)
     clock.now += 10_000
