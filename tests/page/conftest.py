@@ -275,7 +275,7 @@ class FakeBackend(Backend):
         return words.get(request.mode, self.song)(request)
 
     def lyrics(self, request: Request, text: str = LYRICS, end: str = "stop") -> Iterator[Event]:
-        """Write `text` in two drafts; the n-th run reports 100 n tokens."""
+        """Write `text` in two drafts, of 1 and 2 tokens; the end of the n-th run says 100 n, to tell runs apart."""
         yield Progress("loading")
         yield Draft(text[: len(text) // 2], 1)
         yield Draft(text, 2)

@@ -31,6 +31,8 @@ def test_a_cover_is_made_of_a_source_and_a_reference(page: Page, fake, tab, song
     expect(opened.field("source").get_by_test_id("waveform-controls")).to_be_hidden()
     waveform = opened.part("region")
     expect(waveform.get_by_role("slider")).to_have_count(0)
+    # Three seconds may be over before anybody looks.
+    waveform.get_by_role("button", name="Loop").click()
     waveform.get_by_role("button", name="Play").click()
     expect(waveform.get_by_role("button", name="Pause")).to_be_visible()
     waveform.get_by_role("button", name="Pause").click()
@@ -140,6 +142,7 @@ def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fak
     expect_tappable(before, after)
     timeline = opened.part("timeline")
     expect_tappable(*timeline.get_by_role("button").all())
+    timeline.get_by_role("button", name="Loop").click()
     timeline.get_by_role("button", name="Hear the join").click()
     expect(timeline.get_by_role("button", name="Pause")).to_be_visible()
     timeline.get_by_role("button", name="Pause").click()
