@@ -117,14 +117,16 @@ def _palette(name: str) -> Color:
 def static(name: str) -> str:
     """Return a file of static/ as it is sent: scripts and style sheets without comments and indents.
 
-    No text in a script goes over several lines, so that an indent is never part of one.
+    No text in a script goes over several lines or has " // " in it, so that neither an indent nor a
+    comment is ever part of one.
     """
     text = (STATIC / name).read_text(encoding="utf-8")
     if name.endswith(".css"):
         text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    if name.endswith(".js"):
+        text = re.sub(r"(^|\s)// .*", "", text, flags=re.MULTILINE)
     if name.endswith((".css", ".js")):
-        lines = filter(None, map(str.strip, text.splitlines()))
-        text = "\n".join(line for line in lines if not line.startswith("//"))
+        text = "\n".join(filter(None, map(str.strip, text.splitlines())))
     return text
 
 
