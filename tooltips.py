@@ -664,6 +664,7 @@ PLAYER = {  # for static/player.js
     "go_on": "Continue from here",
     "untimed": "The words of this song are not timed.",
     "time_them": "Time the words",
+    "timing": "Timing the words ...",
 }
 TAKES = {  # for static/takes.js
     "takes": "Takes of {name}",

@@ -1,15 +1,14 @@
 // The shelf of examples in place of the songs that are not there yet: a cover plays its song, and the button of the one that
 // was played last fills the form. The dice writes an idea into the prompt.
 studio.examples = (element, _props, trigger) => {
-  const { address, fill, icon, make, whileThere } = studio.tools;
+  const { address, fill, make, sign, whileThere } = studio.tools;
   const { cards, where, texts } = JSON.parse(element.querySelector("[data-songs]").dataset.songs);
-  const track = (name, card) => ({ mode: "examples", name, where, card, gain: () => 1, lost: () => {} });
+  const track = (name, card) => ({ mode: "examples", song: card.id, name, where, card, gain: () => 1, lost: () => {} });
   const covers = Object.entries(cards).map(([name, found]) => {
     const what = track(name, { ...found, art: address(found.art) });
-    const sign = make("span", { class: "sign" });
     const play = make("button", { type: "button", class: "cover", click: () => studio.player.toggle(what) }, [
       make("img", { src: what.card.art, alt: "", loading: "lazy" }),
-      sign,
+      make("span", { class: "sign" }),
       make("span", { class: "name", text: name }),
     ]);
     const like = {
@@ -24,10 +23,7 @@ studio.examples = (element, _props, trigger) => {
       const here = studio.player.is(what.card);
       const state = here && !studio.player.paused() ? "pause" : "play";
       made.classList.toggle("current", here);
-      if (play.dataset.state === state) return;
-      play.dataset.state = state;
-      sign.innerHTML = icon(state);
-      play.setAttribute("aria-label", fill(texts[state], { name }));
+      sign(play, state, fill(texts[state], { name }), play.querySelector(".sign"));
     };
     made.follow();
     made.what = what;

@@ -4,7 +4,7 @@
 (() => {
   const SPEEDS = [0.5, 0.75, 1, 1.25, 1.5, 2];
   const BARS = 100;
-  const { address, clamp, clock, fill, make, sign, where } = studio.tools;
+  const { address, clamp, clock, fill, make, refill, sign, where } = studio.tools;
 
   // The outline of int8 [columns, 2], the lowest and the highest sample of each column, in base64.
   const outline = (picture, peaks) => {
@@ -104,6 +104,16 @@
     return { at: next, sung: next >= 0 && lines[next].start <= now };
   };
 
+  // Marks the line of a list that is sung, or none, in the middle of the box: not scrollIntoView, which would move the page.
+  const sing = (box, line) => {
+    const last = box.querySelector("[aria-current]");
+    if (last === line) return;
+    last?.removeAttribute("aria-current");
+    if (!line) return;
+    line.setAttribute("aria-current", "true");
+    box.scrollTop = line.offsetTop - (box.clientHeight - line.offsetHeight) / 2;
+  };
+
   // --- what plays ---
 
   const audio = make("audio", { id: "studio-audio", preload: "none" });
@@ -121,12 +131,15 @@
   const now = () => (track ? audio.currentTime + offset() : 0);
   const paused = () => audio.paused || audio.ended;
   const is = (card) => track?.card.id === card.id;
+  const listed = () => tracks[track.mode](track.song);
 
   const tell = () => {
     if (track) show();
     announce();
     document.dispatchEvent(new CustomEvent("studio-player"));
   };
+
+  const start = () => audio.play().catch(() => {}); // a file that is gone says so by its error event
 
   const level = () => {
     if (track) audio.volume = parts.volume.value * (source ? 1 : track.gain());
@@ -138,23 +151,36 @@
     audio.currentTime = Math.max(seconds - offset(), 0);
     audio.playbackRate = audio.defaultPlaybackRate = Number(parts.speed.value);
     level();
-    if (play) audio.play().catch(() => {}); // a file that is gone says so by its error event
+    if (play) start();
     draw();
     tell();
   };
 
-  // A part that is heard again and again. The file tells only four times a second where it is.
+  // A part that is heard again and again. The file tells only four times a second where it is, a hidden window has no
+  // frames, and the last part ends with the file.
   let repeated;
+  let frame;
+  const fromItsStart = () => {
+    audio.currentTime = Math.max(repeated.start - offset(), 0);
+  };
   const turn = () => {
-    if (!repeated || !track) return;
-    if (!paused() && now() >= repeated.end) audio.currentTime = repeated.start - offset();
-    requestAnimationFrame(turn);
+    if (repeated && track && !paused() && now() >= repeated.end) fromItsStart();
+  };
+  const turnEachFrame = () => {
+    turn();
+    frame = requestAnimationFrame(turnEachFrame);
   };
   const repeat = (part) => {
-    const turns = Boolean(repeated);
+    cancelAnimationFrame(frame);
     repeated = part;
-    if (part && !turns) turn();
+    if (part) turnEachFrame();
   };
+  audio.addEventListener("timeupdate", turn);
+  audio.addEventListener("ended", () => {
+    if (!repeated) return;
+    fromItsStart();
+    start();
+  });
 
   const load = (next, seconds = 0, play = true) => {
     if (next.song !== track?.song) repeat();
@@ -166,13 +192,13 @@
   const toggle = (next = track) => {
     if (!is(next.card)) return load(next);
     if (!paused()) return audio.pause();
-    audio.play().catch(() => {});
+    start();
   };
 
   const seek = (next, seconds, play = false) => {
     if (!is(next.card)) return load(next, seconds, play);
     audio.currentTime = Math.max(seconds - offset(), 0);
-    if (play) audio.play().catch(() => {});
+    if (play) start();
     tell();
   };
 
@@ -201,7 +227,8 @@
   const session = navigator.mediaSession;
   let announced; // the track and file that the system knows of
   const step = (by) => {
-    const all = track ? tracks[track.mode](track.song) : [];
+    if (!track) return;
+    const all = listed();
     const next = all[all.findIndex(({ card }) => is(card)) + by];
     if (next) goTo(next);
   };
@@ -232,6 +259,15 @@
   };
 
   // --- the bar ---
+
+  // The waveform of what plays.
+  const place = () =>
+    wave(
+      texts.position,
+      track.card,
+      (seconds, pointed) => seek(track, seconds, pointed),
+      () => toggle()
+    );
 
   const build = () => {
     const part = (name, tag, settings = {}) => (parts[name] = make(tag, { class: name, ...settings }));
@@ -269,65 +305,65 @@
     new ResizeObserver(height).observe(bar);
   };
 
-  // The player and its sheet take the colour of the cover.
+  // The player and its sheet take the colour of the cover, once it is there.
   const pixel = make("canvas", { width: "1", height: "1" }).getContext("2d", { willReadFrequently: true });
+  let tinted = null; // the cover whose colour they have, or will have
+  const paint = (colour) => document.documentElement.style.setProperty("--studio-tint", colour);
   const tint = ({ target }) => {
-    let colour = "transparent";
-    if (target) {
-      pixel.drawImage(target, 0, 0, 1, 1);
-      const [red, green, blue] = pixel.getImageData(0, 0, 1, 1).data;
-      colour = `rgb(${red} ${green} ${blue})`;
-    }
-    document.documentElement.style.setProperty("--studio-tint", colour);
+    if (!target.isConnected) return; // another song plays by now
+    pixel.drawImage(target, 0, 0, 1, 1);
+    const [red, green, blue] = pixel.getImageData(0, 0, 1, 1).data;
+    paint(`rgb(${red} ${green} ${blue})`);
   };
 
-  const draw = () => {
-    const { card, number, mode, name, song } = track;
-    bar.hidden = false;
-    parts.what.replaceChildren(
-      ...(card.art ? [make("img", { class: "art", src: card.art, alt: "", load: tint })] : []),
-      make("span", { class: "name", text: name }),
-      make("span", { class: "where", text: track.where })
-    );
-    parts.what.title = texts.stage;
-    if (!card.art) tint({});
-    parts.place.replaceChildren(
-      wave(
-        texts.position,
-        card,
-        (seconds, pointed) => seek(track, seconds, pointed),
-        () => toggle()
-      )
-    );
-    const all = number ? tracks[mode](song) : [];
-    const choose = (each) =>
+  // The buttons that switch between the takes of the song, and what the take was made from.
+  const switches = () => {
+    const all = track.number ? listed() : [];
+    const several = all.length > 1 ? all : [];
+    const made = several.map((each) =>
       make("button", {
         type: "button",
         text: each.letter,
         "aria-label": fill(texts.take, each),
         "aria-pressed": String(is(each.card) && !source),
         click: () => goTo(each),
-      });
-    parts.switch.replaceChildren(
-      ...(all.length > 1 ? all.map(choose) : []),
-      ...(card.source
-        ? [
-            make("button", {
-              type: "button",
-              class: "source",
-              text: texts.source,
-              title: texts.source_help,
-              "aria-pressed": String(source),
-              click: compare,
-            }),
-          ]
-        : [])
+      })
     );
+    if (!track.card.source) return made;
+    const from = make("button", {
+      type: "button",
+      class: "source",
+      text: texts.source,
+      title: texts.source_help,
+      "aria-pressed": String(source),
+      click: compare,
+    });
+    return [...made, from];
+  };
+
+  const draw = () => {
+    const { card, name } = track;
+    bar.hidden = false;
+    if (tinted !== card.art) paint("transparent");
+    tinted = card.art;
+    parts.what.replaceChildren(
+      ...(card.art ? [make("img", { class: "art", src: card.art, alt: "", load: tint })] : []),
+      make("span", { class: "name", text: name }),
+      make("span", { class: "where", text: track.where })
+    );
+    parts.what.title = texts.stage;
+    refill(parts.place, [place()]);
+    refill(parts.switch, switches());
+  };
+
+  const signPlay = (button) => {
+    const state = paused() ? "play" : "pause";
+    sign(button, state, texts[state]);
   };
 
   const show = () => {
     const { card } = track;
-    sign(parts.play, paused() ? "play" : "pause", texts);
+    signPlay(parts.play);
     parts.place.firstChild.show(now());
     parts.time.textContent = `${clock(clamp(now(), 0, card.seconds))} / ${clock(card.seconds)}`;
     const { at, sung } = lineAt(card.lines || [], now());
@@ -375,7 +411,7 @@
     event.preventDefault();
   });
 
-  Object.assign(studio.tools, { lineAt, outline, sketch, wave });
+  Object.assign(studio.tools, { lineAt, outline, sing, sketch, wave });
   studio.player = {
     is,
     now,
@@ -385,8 +421,11 @@
     seek,
     goTo,
     repeat,
+    place,
+    signPlay,
+    switches,
     track: () => track,
-    tracks: () => (track?.number ? tracks[track.mode](track.song) : []),
+    source: () => source,
     add: (mode, list, said) => {
       tracks[mode] = list;
       texts = said ?? texts;

@@ -122,6 +122,9 @@ studio.spans = (() => {
     }));
   };
 
+  // The one that is heard at a moment: before the first it is the first.
+  const sectionAt = (all, now) => all.findLast(({ start }) => start <= now) ?? all[0];
+
   // --- a closer look: a stage scrolls over a track that is wider; all sizes are in pixels ---
 
   const CLOSEST = 2; // seconds across the stage
@@ -149,6 +152,7 @@ studio.spans = (() => {
     scale,
     sections,
     snap,
+    sectionAt,
     united,
     viewFrom,
     written,

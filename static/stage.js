@@ -1,25 +1,29 @@
-// Now playing: a sheet over the page, in the colours of the cover, with the words as they are sung, and the parts of the song, each of which
-// can be repeated while it is heard, or replaced in Edit.
+// Now playing: a sheet over the page, in the colours of the cover, with the words as they are sung, and the parts of the song, each of
+// which can be repeated while it is heard, or replaced in Edit.
 (() => {
-  const { clock, fill, lineAt, make, sign, wave } = studio.tools;
+  const { clock, lineAt, make, refill, sing } = studio.tools;
   const { player } = studio;
   let sheet;
   let texts;
   let part; // the chosen one
   let repeats = false;
+  let timing; // {id, bar, begun}: the take whose words are being timed, and the bar that shows it
+  let drawn = []; // what the sheet was drawn from
+  let song;
   const parts = {};
 
-  const button = (name, text, click, more = {}) =>
-    (parts[name] = make("button", { type: "button", class: name, text, click, ...more }));
+  const element = (name, tag, settings = {}, children = []) => {
+    parts[name] = make(tag, { class: name, ...settings }, children);
+    return parts[name];
+  };
+  const box = (name, children = []) => element(name, "div", {}, children);
+  const button = (name, text, click, more = {}) => element(name, "button", { type: "button", text, click, ...more });
 
   const sectionsOf = ({ settings, lines, bar, seconds }) =>
     studio.spans.sections({ lyrics: settings?.request?.lyrics, lines, bar, seconds });
 
   // The chosen part, or the one that is heard.
-  const current = () => {
-    const { card } = player.track();
-    return part ?? sectionsOf(card).find(({ start, end }) => start <= player.now() && player.now() < end);
-  };
+  const current = () => part ?? studio.spans.sectionAt(sectionsOf(player.track().card), player.now());
 
   const choose = (next) => {
     part = part?.start === next?.start ? undefined : next;
@@ -28,7 +32,7 @@
     mark();
   };
   const toggleLoop = () => {
-    part ??= current();
+    part = current();
     repeats = !repeats;
     player.repeat(repeats ? part : undefined);
     mark();
@@ -63,28 +67,21 @@
 
   const build = () => {
     texts = studio.texts.player;
-    const box = (name, children = []) => (parts[name] = make("div", { class: name }, children));
     sheet = make("dialog", { class: "now-playing", "aria-label": texts.stage, close: leave }, [
-      make("img", { class: "art", alt: "" }),
+      element("art", "img", { alt: "" }),
       box("about"),
       box("words"),
       box("place"),
       box("sections"),
       box("controls", [
         button("play", "", () => player.toggle()),
-        make("span", { class: "time" }),
+        element("time", "span"),
         box("switch"),
         button("loop", texts.loop, toggleLoop, { "aria-pressed": "false" }),
         button("replace", texts.replace, replace),
         button("on", texts.go_on, goOn),
       ]),
-      make("button", {
-        type: "button",
-        class: "close",
-        icon: "close",
-        "aria-label": texts.close_stage,
-        click: () => sheet.close(),
-      }),
+      button("close", "", () => sheet.close(), { icon: "close", "aria-label": texts.close_stage }),
     ]);
     parts.sections.role = "group";
     parts.sections.ariaLabel = texts.sections;
@@ -98,87 +95,83 @@
       make("button", { type: "button", text: line.text, click: () => player.seek(player.track(), line.start, true) }),
     ]);
 
+  // Its words with their times, or how to get these.
+  const words = (card) => {
+    if (card.lines) return [make("ol", {}, card.lines.map(lineOf))];
+    if (timing?.id === card.id) return [make("p", { role: "status", tabindex: "-1", text: texts.timing })];
+    const untimed = make("p", { text: texts.untimed });
+    if (!card.can_be_timed || !card.run) return [untimed];
+    const time = () => {
+      Object.assign(card, { note: "", wrong: false });
+      timing = { id: card.id, bar: studio.timeTake(card) };
+      follow();
+    };
+    const wrong = card.wrong && make("p", { role: "alert", text: card.note });
+    return [untimed, wrong, make("button", { type: "button", text: texts.time_them, click: time })].filter(Boolean);
+  };
+  const chip = (section) => {
+    const made = make("button", { type: "button", text: section.name, click: () => choose(section) });
+    made.start = section.start;
+    return made;
+  };
+
   const draw = () => {
-    const { card, name, where, song } = player.track();
+    const track = player.track();
+    const { card, name, where } = track;
     const sections = sectionsOf(card);
-    sheet.drawn = card;
-    sheet.lines = card.lines;
-    sheet.querySelector(".art").src = card.art ?? "";
+    parts.art.hidden = !card.art;
+    if (card.art) parts.art.src = card.art;
     parts.about.replaceChildren(
       make("h2", { text: name }),
       make("p", { text: [where, clock(card.seconds), ...(card.facts ?? [])].join(" · ") })
     );
-    parts.words.replaceChildren(
-      card.lines ? make("ol", {}, card.lines.map(lineOf)) : make("p", { text: texts.untimed }),
-      ...(card.lines || !card.can_be_timed || !card.run
-        ? []
-        : [make("button", { type: "button", text: texts.time_them, click: () => studio.timeTake(card) })])
-    );
-    parts.place.replaceChildren(
-      wave(
-        texts.position,
-        card,
-        (seconds, pointed) => player.seek(player.track(), seconds, pointed),
-        () => player.toggle()
-      )
-    );
-    parts.sections.replaceChildren(
-      ...sections.map((each) => {
-        const chip = make("button", { type: "button", text: each.name, click: () => choose(each) });
-        chip.start = each.start;
-        return chip;
-      })
-    );
-    for (const name of ["loop", "replace"]) parts[name].hidden = !sections.length || (name === "replace" && !card.run);
+    refill(parts.words, words(card));
+    refill(parts.place, [player.place()]);
+    refill(parts.sections, sections.map(chip));
+    refill(parts.switch, player.switches());
+    parts.loop.hidden = !sections.length;
+    parts.replace.hidden = !sections.length || !card.run;
     parts.on.hidden = !card.run;
-    const all = player.tracks();
-    parts.switch.replaceChildren(
-      ...(all.length > 1
-        ? all.map((each) =>
-            make("button", {
-              type: "button",
-              text: each.letter,
-              "aria-label": fill(texts.take, each),
-              "aria-pressed": String(player.is(each.card)),
-              click: () => player.goTo(each),
-            })
-          )
-        : [])
-    );
-    if (sheet.song !== song) {
+    if (song !== track.song) {
       part = undefined;
       repeats = false;
     }
-    sheet.song = song;
+    song = track.song;
     mark();
   };
 
-  const follow = () => {
-    const track = player.track();
-    if (!sheet?.open) return;
-    if (!track) return sheet.close();
-    const { card } = track;
-    if (sheet.drawn?.id !== card.id || sheet.lines !== card.lines) draw();
+  const show = () => {
+    const { card } = player.track();
+    if (timing?.id === card.id && (card.lines || card.note)) timing = undefined;
+    const state = [card.id, card.lines, card.note, player.source(), timing];
+    if (state.some((each, at) => each !== drawn[at])) draw();
+    drawn = state;
     parts.place.firstChild.show(player.now());
-    sign(parts.play, player.paused() ? "play" : "pause", texts);
-    sheet.querySelector(".time").textContent = `${clock(player.now())} / ${clock(card.seconds)}`;
+    player.signPlay(parts.play);
+    parts.time.textContent = `${clock(player.now())} / ${clock(card.seconds)}`;
     const { at } = lineAt(card.lines ?? [], player.now());
-    const list = parts.words.querySelector("ol");
-    const line = list?.children[at]?.firstChild;
-    const last = list?.querySelector("[aria-current]");
-    if (!line || last === line) return;
-    last?.removeAttribute("aria-current");
-    line.setAttribute("aria-current", "true");
-    parts.words.scrollTop = line.offsetTop - (parts.words.clientHeight - line.offsetHeight) / 2;
+    const line = parts.words.querySelector("ol")?.children[at]?.firstChild;
+    if (line) sing(parts.words, line);
+  };
+  const follow = () => {
+    if (!sheet?.open) return;
+    if (player.track()) show();
+    else sheet.close();
   };
   document.addEventListener("studio-player", follow);
+  // However the timing went, it has ended with the last run of its bar.
+  document.addEventListener("studio-runs", ({ detail: { bar, runs } }) => {
+    if (bar !== timing?.bar) return;
+    if (runs.length) timing.begun = true;
+    else if (timing.begun) timing = undefined;
+    follow();
+  });
 
   studio.stage = (back) => {
     if (!sheet) build();
     parts.back = back;
-    sheet.drawn = undefined;
-    draw();
+    drawn = [];
+    show();
     sheet.showModal();
-    follow();
   };
 })();

@@ -4,13 +4,14 @@
 (() => {
   const MOST = 100; // takes of each tab that are kept, and those with a star
   const STORAGE = "ace-music-studio-takes";
-  const MODES = ["generate", "cover", "extend", "edit"];
-  const LEVEL = "ace-music-studio-level";
+  const LEVEL = "ace-music-studio-level-equal";
+  const SORTED = "ace-music-studio-level-sorted";
   const UNDO_MS = 8000;
   const SEARCHED = 4; // songs from which there is something to search
   const LOSSY = ["mp3", "ogg"];
-  const { address, clock, fill, icon, isGone, lineAt, make, sketch, wave, where, whileThere } = studio.tools;
-  const { player } = studio;
+  const { MODES, address, clock, fill, isGone, lineAt, make, sign, sing, sketch, wave, where, whileThere } =
+    studio.tools;
+  const { chosen, player } = studio;
   let texts;
   let uses;
   let formats;
@@ -82,10 +83,7 @@
   const told = () => document.dispatchEvent(new CustomEvent("studio-remembered"));
 
   const read = (mode) => {
-    let found;
-    try {
-      found = JSON.parse(localStorage.getItem(`${STORAGE}-${mode}`));
-    } catch {} // a browser that keeps nothing
+    const found = studio.local.read(`${STORAGE}-${mode}`);
     return (Array.isArray(found) ? found : [])
       .filter((each) => typeof each?.path === "string")
       .map((each) => {
@@ -190,22 +188,8 @@
 
   // --- what plays ---
 
-  const chosen = {
-    read: (name) => {
-      try {
-        return localStorage.getItem(`${LEVEL}-${name}`);
-      } catch {
-        return null;
-      }
-    },
-    write: (name, value) => {
-      try {
-        localStorage.setItem(`${LEVEL}-${name}`, value);
-      } catch {}
-    },
-  };
-  let level = chosen.read("equal") !== "false";
-  let sorted = chosen.read("sorted") === "true";
+  let level = chosen.read(LEVEL) !== "false";
+  let sorted = chosen.read(SORTED) === "true";
 
   const gain = (card) => {
     const all =
@@ -320,7 +304,11 @@
     act(card, texts.make, () => studio.inTab(card.mode, (trigger) => trigger("retry", { settings: card.settings })), {
       class: "starts",
     });
-  studio.timeTake = (card) => send("submit", pressed(card, { name: "timed" }));
+  // Returns the bar that shows the run.
+  studio.timeTake = (card) => {
+    send("submit", pressed(card, { name: "timed" }));
+    return here;
+  };
   studio.useTake = (card, use, more) => send("select", pressed(card, { use, ...more }));
 
   const remove = (song) => {
@@ -412,31 +400,12 @@
     ]);
   };
 
-  const sing = (box, lines, plays) => {
-    const { at, sung } = lineAt(lines, player.now());
-    const line = plays && sung ? box.children[at].firstChild : null;
-    const last = box.querySelector("[aria-current]");
-    if (last === line) return;
-    last?.removeAttribute("aria-current");
-    if (!line) return;
-    line.setAttribute("aria-current", "true");
-    // Not scrollIntoView, which would move the page as well.
-    box.scrollTop = line.offsetTop - (box.clientHeight - line.offsetHeight) / 2;
-  };
-
-  const toSign = (button, plays, label) => {
-    const state = plays && !player.paused() ? "pause" : "play";
-    if (button.dataset.state === state) return;
-    button.dataset.state = state;
-    button.firstElementChild.innerHTML = icon(state);
-    button.setAttribute("aria-label", label(state));
-  };
+  const stateOf = (plays) => (plays && !player.paused() ? "pause" : "play");
 
   const row = (song, card, isNewest) => {
     const what = track(card);
-    const sign = make("span", {});
     const play = make("button", { type: "button", class: "play", click: () => player.toggle(what) }, [
-      sign,
+      make("span"),
       make("span", { class: "letter", text: letter(card) }),
     ]);
     const line = wave(
@@ -496,8 +465,11 @@
         card.unheard = false;
         took.querySelector(".unheard")?.remove();
       }
-      toSign(play, plays, (state) => named(state, { letter: letter(card) }));
-      if (words) sing(words.firstChild, card.lines, plays);
+      const state = stateOf(plays);
+      sign(play, state, named(state, { letter: letter(card) }), play.firstElementChild);
+      if (!words) return;
+      const { at, sung } = lineAt(card.lines, player.now());
+      sing(words.firstChild, plays && sung ? words.firstChild.children[at].firstChild : null);
     };
     return took;
   };
@@ -626,7 +598,8 @@
     made.follow = () => {
       const plays = song.takes.some((card) => player.is(card));
       made.parentElement?.classList.toggle("current", plays);
-      toSign(play, plays, (state) => named(`${state}_song`, { name: title }));
+      const state = stateOf(plays);
+      sign(play, state, named(`${state}_song`, { name: title }), play.firstElementChild);
     };
     return made;
   };
@@ -760,13 +733,13 @@
     const options = () => [
       box("level", level, (now) => {
         level = now;
-        chosen.write("equal", now);
+        chosen.write(LEVEL, now);
         player.level();
       }),
       make("p", { class: "remark" }, [`${texts.level_help} `, make("span", { class: "keys", text: texts.digits })]),
       box("sort", sorted, (now) => {
         sorted = now;
-        chosen.write("sorted", now);
+        chosen.write(SORTED, now);
         draw();
       }),
       make("button", { type: "button", text: texts.remove_all, click: removeAll }),

@@ -47,7 +47,30 @@ studio.chosen = {
   },
 };
 
+// What the browser keeps, as JSON: for all its tabs, or for one. One that keeps nothing, or has no room left, is no fault.
+const stored = (name) => ({
+  read: (key) => {
+    try {
+      return JSON.parse(window[name].getItem(key));
+    } catch {
+      return null;
+    }
+  },
+  // Whether it was kept.
+  write: (key, value) => {
+    try {
+      window[name].setItem(key, JSON.stringify(value));
+      return true;
+    } catch {
+      return false;
+    }
+  },
+});
+studio.local = stored("localStorage");
+studio.session = stored("sessionStorage");
+
 studio.tools = (() => {
+  const MODES = ["generate", "cover", "extend", "edit"]; // the tabs that make songs
   const ICONS = {
     play: "M8 5v14l11-7z",
     pause: "M6 5h4v14H6zM14 5h4v14h-4z",
@@ -81,13 +104,25 @@ studio.tools = (() => {
     return made;
   };
 
-  // A button that plays or pauses.
-  const sign = (button, state, texts) => {
+  // A button that plays or pauses, with its sign in a `box` if there is more in it.
+  const sign = (button, state, label, box = button) => {
     if (button.dataset.state === state) return;
     button.dataset.state = state;
-    button.innerHTML = icon(state);
-    button.setAttribute("aria-label", texts[state]);
+    box.innerHTML = icon(state);
+    button.setAttribute("aria-label", label);
   };
+
+  // The contents of a box are made again; the focus stays at its place among them.
+  const refill = (box, children) => {
+    const stops = () => [...box.querySelectorAll("button, [tabindex]")];
+    const at = stops().indexOf(document.activeElement);
+    box.replaceChildren(...children);
+    if (at >= 0) (stops()[at] ?? stops().at(-1))?.focus({ preventScroll: true });
+  };
+
+  // The button of Gradio that empties a file's block: the one that opens no menu, whose name is in the browser's language.
+  // The sentence at a wrong file has such a button as well, before it.
+  const empty = (block) => [...block.querySelectorAll("button[aria-haspopup]")].at(-1)?.click();
 
   // Listens on the document until a component is gone: Gradio does not notify the script when it rebuilds a component.
   const whileThere = (element) => {
@@ -127,5 +162,22 @@ studio.tools = (() => {
     }
   };
 
-  return { address, api, clamp, clock, exactClock, fill, icon, isGone, make, root, sign, where, whileThere };
+  return {
+    MODES,
+    address,
+    api,
+    clamp,
+    clock,
+    empty,
+    exactClock,
+    fill,
+    icon,
+    isGone,
+    make,
+    refill,
+    root,
+    sign,
+    where,
+    whileThere,
+  };
 })();

@@ -141,3 +141,13 @@ test("sections are those of the lyrics where their lines are timed, else parts o
   ]);
   assert.deepEqual(spans.sections({ lyrics, lines: [], seconds: 20 }), []);
 });
+
+test("every moment has a section: before the first it is the first, after the last the last", () => {
+  const all = [
+    { name: "Verse", start: 4, end: 10 },
+    { name: "Chorus", start: 10, end: 20 },
+  ];
+  for (const [now, name] of Object.entries({ 0: "Verse", 4: "Verse", 9.9: "Verse", 10: "Chorus", 20: "Chorus" }))
+    assert.equal(spans.sectionAt(all, Number(now)).name, name, now);
+  assert.equal(spans.sectionAt([], 3), undefined);
+});

@@ -51,6 +51,23 @@ test("a tab that is reloaded has what it had, a new one what was chosen last", (
   assert.equal(studio.chosen.read("face"), "custom");
 });
 
+test("what a browser does not keep, or something else has written, is no fault", () => {
+  const held = { broken: "{" };
+  const full = () => {
+    throw new DOMException("full", "QuotaExceededError");
+  };
+  globalThis.window = {
+    localStorage: { getItem: (key) => held[key] ?? null, setItem: (key, value) => (held[key] = value) },
+    sessionStorage: { getItem: full, setItem: full },
+  };
+  assert.equal(studio.local.write("one", { a: [1] }), true);
+  assert.deepEqual(studio.local.read("one"), { a: [1] });
+  assert.equal(studio.local.read("none"), null);
+  assert.equal(studio.local.read("broken"), null);
+  assert.equal(studio.session.write("one", 1), false);
+  assert.equal(studio.session.read("one"), null);
+});
+
 test("a clock counts whole seconds, an exact one rounds to tenths", () => {
   assert.deepEqual([0, 59.99, 60, 600.5].map(clock), ["0:00", "0:59", "1:00", "10:00"]);
   assert.deepEqual([0, 59.94, 59.96, 605.25].map(exactClock), ["0:00.0", "0:59.9", "1:00.0", "10:05.3"]);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,13 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     generate.unfold()
     lines = [{**line, "text": text} for line, text in zip(LINES, WORDS, strict=True)]
     timed = {"mode": "align", "lines": lines, "lrc": LRC, "score": 0.8, "seconds": {}}
-    monkeypatch.setattr(fake, "align", lambda request: iter([Done((), timed)]))
+    waits = threading.Event()
+
+    def align(request: Any) -> Any:
+        waits.wait(100)
+        yield Done((), timed)
+
+    monkeypatch.setattr(fake, "align", align)
     generate.set("lyrics", "type", f"[Verse]\n{WORDS[0]}\n[Chorus]\n{WORDS[1]}")
     generate.set("takes", "pick", "2")
     generate.made(fake)
@@ -291,8 +298,10 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     words.nth(1).click()
     expect(words.nth(1)).to_have_attribute("aria-current", "true")
     assert player(page)["at"] >= LINES[1]["start"]
-    # A part is heard again and again, in the other take as well.
-    sheet.get_by_role("button", name="Verse").click()
+    expect(sheet.get_by_role("status")).to_have_text(tooltips.PLAYER["timing"])
+    waits.set()
+    # A part is heard again and again, in the other take as well, and the last one although the song ends with it.
+    verse, chorus = (sheet.get_by_role("button", name=name) for name in ("Verse", "Chorus"))
     loop = sheet.get_by_role("button", name="Loop this part")
     loop.click()
     for _ in range(2):
@@ -302,7 +311,12 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     page.keyboard.press("1")
     expect(sheet.get_by_role("button", name="Take A")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("2")
+    chorus.click()
     expect(sheet.get_by_role("button", name="Take B")).to_have_attribute("aria-pressed", "true")
+    for _ in range(2):
+        page.evaluate(f"{AUDIO}.currentTime = 6.8")
+        page.wait_for_function(f"{AUDIO}.currentTime < 6 && !{AUDIO}.paused")
+    verse.click()
     expect(loop).to_have_attribute("aria-pressed", "true")
     loop.click()
     sheet.get_by_role("button", name="Replace this part").click()
@@ -312,6 +326,16 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     source = Path(edit.made(fake).source).name
     assert source == f"song-seed-{fake.requests[0].takes - 1 + 100 * (fake.songs - 3)}.wav"
     # What goes on from a moment hangs under its take, too.
+    # The focus stays at a switch although another take is drawn.
+    for letter in "AB":
+        sheet.get_by_role("button", name=f"Take {letter}").click()
+        expect(sheet.get_by_role("button", name=f"Take {letter}")).to_be_focused()
+    # Before the first part it is the first that is meant.
+    verse.click()
+    page.evaluate(f"{AUDIO}.pause(); {AUDIO}.currentTime = 0.2")
+    loop.click()
+    expect(verse).to_have_attribute("aria-pressed", "true")
+    loop.click()
     opens.click()
     page.evaluate(f"{AUDIO}.pause(); {AUDIO}.currentTime = 5")
     sheet.get_by_role("button", name="Continue from here").click()
