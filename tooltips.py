@@ -667,7 +667,6 @@ PLAYER = {  # for static/player.js
     "timing": "Timing the words ...",
 }
 TAKES = {  # for static/takes.js
-    "takes": "Takes of {name}",
     "making": "Your song is being made and will appear here.",
     "in_the_making": "Your song",
     "cancel": "Cancel",
@@ -700,6 +699,7 @@ TAKES = {  # for static/takes.js
     "download": "Download {format}",
     "preparing": "Preparing {format} ...",
     "not_prepared": "The file could not be prepared. Try again.",
+    "not_shared": "The song could not be shared. Download it instead.",
     "from_lossy": "Converted from {source}, so it sounds no better than the {source} file.",
     "gone": "This file has been deleted. Press Make it again for the same song.",
     "unheard": "This file could not be played: the studio cannot be reached, or the browser cannot play it.",

@@ -59,14 +59,4 @@
   };
   window.addEventListener("hashchange", take);
   take();
-
-  // The button of a take that gives its recipe away.
-  studio.shareButtons = (card, act, texts) => {
-    const copy = async ({ currentTarget: button }) => {
-      await studio.copy(await studio.recipe(card.mode, card.settings));
-      button.textContent = texts.copied;
-      setTimeout(() => (button.textContent = texts.link), 1500);
-    };
-    return [act(texts.link, copy, { class: "copy" })];
-  };
 })();

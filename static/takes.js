@@ -54,10 +54,13 @@
     }
     openedAt.set(made, topOf(made));
     const { left, right, top, bottom } = button.getBoundingClientRect();
-    const below = innerHeight - bottom >= sheet.offsetHeight + 8 || innerHeight - bottom > top;
-    sheet.style.left = `${Math.max(Math.min(right, innerWidth - 8) - sheet.offsetWidth, Math.min(left, 8))}px`;
-    sheet.style.top = `${below ? bottom + 4 : Math.max(top - 4 - sheet.offsetHeight, 8)}px`;
-    sheet.style.maxHeight = `${below ? innerHeight - bottom - 12 : top - 12}px`;
+    const room = innerHeight - bottom;
+    const below = room >= sheet.offsetHeight + 8 || room > top;
+    const fromLeft = Math.max(Math.min(right, innerWidth - 8) - sheet.offsetWidth, Math.min(left, 8));
+    const fromTop = below ? bottom + 4 : Math.max(top - 4 - sheet.offsetHeight, 8);
+    sheet.style.left = `${fromLeft}px`;
+    sheet.style.top = `${fromTop}px`;
+    sheet.style.maxHeight = `${(below ? room : top) - 12}px`;
   };
 
   // Its content is made when it is opened: a long list has many menus, and nobody opens them all.
@@ -94,23 +97,27 @@
       });
   };
 
+  const brief = (card) => Object.fromEntries(KEPT.map((name) => [name, card[name]]));
   const write = (mode) => {
+    const all = of(mode);
+    const starred = all.filter(({ star }) => star);
+    // Fewer where the browser has no room for as many.
     for (let most = MOST; most; most = Math.floor(most / 2)) {
-      const kept = of(mode).filter((card, at) => at < most || card.star);
-      const brief = kept.map((card) => Object.fromEntries(KEPT.map((name) => [name, card[name]])));
-      try {
-        localStorage.setItem(`${STORAGE}-${mode}`, JSON.stringify(brief));
-        break;
-      } catch {} // a browser that keeps nothing, or has no room for as many
+      const wanted = new Set([...all.slice(0, most), ...starred.slice(0, most)]);
+      const kept = all.filter((card) => wanted.has(card)).map(brief);
+      if (studio.local.write(`${STORAGE}-${mode}`, kept)) break;
     }
     told();
   };
+
+  // What a card is comes again: its songs and rows keep the one that they know.
+  const know = (card) => takes.set(card.id, Object.assign(takes.get(card.id) ?? {}, card));
 
   const load = (mode) => {
     const found = read(mode);
     const there = new Set(found.map(({ id }) => id));
     for (const card of of(mode)) if (!there.has(card.id)) takes.delete(card.id);
-    for (const card of found) takes.set(card.id, Object.assign(takes.get(card.id) ?? {}, card));
+    found.forEach(know);
   };
   for (const mode of MODES) load(mode);
 
@@ -131,6 +138,7 @@
   // A song is {key, takes, at, title, label, parent, children, latest}; `parent` is the take that it was made of.
   let songs = new Map(); // by key
   let roots = [];
+  let newest = new Map(); // by tab, and with the key "" that of all
   const keyOf = (card) => card.run || card.id;
   const gather = () => {
     const found = new Map();
@@ -148,13 +156,15 @@
       [song.first] = song.takes;
       song.latest = song.at;
     }
+    newest = new Map();
     const old = [...found.values()].sort((one, other) => other.at - one.at);
     for (const song of old) {
+      for (const key of [song.first.mode, ""]) if (!newest.has(key)) newest.set(key, song);
       const { parent, made_from } = song.first;
-      const of = takes.get(parent) ?? byHash.get(made_from);
-      const above = of && found.get(keyOf(of));
+      const origin = takes.get(parent) ?? byHash.get(made_from);
+      const above = origin && found.get(keyOf(origin));
       if (!above || above.at >= song.at) continue;
-      song.parent = of;
+      song.parent = origin;
       above.children.push(song);
       above.latest = Math.max(above.latest, song.latest);
     }
@@ -165,10 +175,6 @@
   const letter = ({ number }) => String.fromCharCode(64 + number);
   const lineage = (song) => (song.parent ? [song, ...lineage(songOf(song.parent))] : [song]);
   const family = (song) => [song, ...song.children.flatMap(family)];
-  const newest = (mode) =>
-    [...songs.values()]
-      .filter((song) => !mode || song.first.mode === mode)
-      .reduce((one, other) => (one && one.at >= other.at ? one : other), undefined);
 
   // What a song is called: by its visitor, by what it is to the take that it was made of, or by its words.
   const isNamedAfterParent = ({ first, parent }) => parent && first.label && !first.renamed;
@@ -181,7 +187,7 @@
     isNamedAfterParent(song) ? `${inFull(songOf(song.parent))}, ${titled(song)}` : titled(song);
 
   const change = (song, news) => {
-    for (const card of song.takes) Object.assign(card, { file: undefined }, news);
+    for (const card of song.takes) Object.assign(card, news);
     write(song.first.mode);
     draw();
   };
@@ -191,11 +197,10 @@
   let level = chosen.read(LEVEL) !== "false";
   let sorted = chosen.read(SORTED) === "true";
 
+  // The loudest takes of a song are turned down to the quietest.
   const gain = (card) => {
-    const all =
-      songOf(card)
-        ?.takes.map(({ lufs }) => lufs)
-        .filter(Number.isFinite) ?? [];
+    const loudness = (songOf(card)?.takes ?? []).map(({ lufs }) => lufs);
+    const all = loudness.filter(Number.isFinite);
     const equal = level && all.length > 1 && Number.isFinite(card.lufs);
     return equal ? 10 ** ((Math.min(...all) - card.lufs) / 20) : 1;
   };
@@ -210,7 +215,14 @@
     gain: () => gain(card),
     lost: () => lose(card),
   });
-  const tracks = (key) => (songs.get(key) ?? newest())?.takes.map(track) ?? [];
+  const tracks = (key) => (songs.get(key) ?? newest.get(""))?.takes.map(track) ?? [];
+
+  // The files of a song that is opened may have been deleted.
+  const check = async (card) => {
+    if (card.gone || !(await isGone(where(card)))) return;
+    card.gone = true;
+    draw();
+  };
 
   // A file that does not play: whether it is gone, only the studio can tell.
   const lose = async (card) => {
@@ -228,11 +240,13 @@
   // A take as a file of a kind; its own kind is the file itself, unless it has another title by now.
   const fileOf = async (card, kind) => {
     const title = fileTitle(card);
-    const asked = kind !== card.kind || card.renamed ? `?${new URLSearchParams({ format: kind, title })}` : "";
-    const answer = await fetch(where(card) + (card.url ? asked : ""), { cache: "no-store" });
+    const asked = new URLSearchParams({ format: kind, title });
+    const isItself = !card.url || (kind === card.kind && !card.renamed);
+    const answer = await fetch(isItself ? where(card) : `${where(card)}?${asked}`, { cache: "no-store" });
     if (!answer.ok) throw new Error(answer.status);
     const blob = await answer.blob();
-    return new File([blob], `${title.replace(/[\\/:*?"<>|\p{Cc}]/gu, "-")}.${kind}`, { type: blob.type });
+    const name = title.replace(/[\\/:*?"<>|\p{Cc}]/gu, "-");
+    return new File([blob], `${name}.${kind}`, { type: blob.type });
   };
   const kindsOf = (card) => (card.url ? ["mp3", ...formats.filter((kind) => kind !== "mp3")] : [card.kind]);
 
@@ -241,13 +255,15 @@
     Object.assign(card, { note, wrong });
     draw();
   };
+  const preparing = new Set(); // ids and kinds: a second press asks for nothing more
   const prepared = async (card, kind) => {
-    const busy = [...document.querySelectorAll(".take .download")].find((each) => each.card === card);
-    const heard = make("span", {
-      class: "heard",
-      role: "status",
-      text: named("preparing", { format: kind.toUpperCase() }),
-    });
+    const key = `${card.id} ${kind}`;
+    if (preparing.has(key)) return;
+    preparing.add(key);
+    const buttons = [...document.querySelectorAll(".take .download")];
+    const busy = buttons.find((each) => each.card === card);
+    const text = named("preparing", { format: kind.toUpperCase() });
+    const heard = make("span", { class: "heard", role: "status", text });
     busy?.classList.add("busy");
     busy?.after(heard);
     try {
@@ -257,8 +273,11 @@
       return file;
     } catch {
       await lose(card);
-      if (!card.gone) say(Object.assign(card, { unheard: false }), texts.not_prepared, true);
+      if (card.gone) return;
+      card.unheard = false;
+      say(card, texts.not_prepared, true);
     } finally {
+      preparing.delete(key);
       busy?.classList.remove("busy");
       heard.remove();
     }
@@ -273,16 +292,24 @@
 
   // A phone hands the file to another app. Where preparing it took longer than a click counts, a second one is asked for.
   const sharesFiles = () => navigator.canShare && matchMedia("(pointer: coarse)").matches;
+  const recipe = (card) => studio.recipe(card.mode, card.settings);
+  let ready; // {card, title, file}, from the first click to the second
   const share = async (card, button) => {
-    card.file ??= await prepared(card, kindsOf(card)[0]);
-    if (!card.file) return;
-    const files = [card.file];
     const title = fileTitle(card);
-    const url = await studio.recipe(card.mode, card.settings);
+    if (ready?.card !== card || ready.title !== title) {
+      const file = await prepared(card, kindsOf(card)[0]);
+      if (!file) return;
+      ready = { card, title, file };
+    }
+    const shared = { title, files: [ready.file] };
     try {
-      await navigator.share(navigator.canShare({ files }) ? { title, files } : { title, url });
+      if (navigator.canShare(shared)) await navigator.share(shared);
+      else await navigator.share({ title, url: await recipe(card) });
+      ready = undefined;
+      button.textContent = texts.share;
     } catch ({ name }) {
       if (name === "NotAllowedError") button.textContent = texts.share_now;
+      else if (name !== "AbortError") say(card, texts.not_shared, true);
     }
   };
 
@@ -330,11 +357,15 @@
   const offer = (gone) => {
     const line = part("removed");
     clearTimeout(offered);
+    const hide = () => {
+      line.hidden = true;
+    };
     const back = () => {
       for (const card of gone) takes.set(card.id, card);
       for (const mode of new Set(gone.map((card) => card.mode))) write(mode);
-      line.hidden = true;
+      hide();
       draw();
+      focusOn(songOf(gone[0]));
     };
     line.replaceChildren(
       make("span", { role: "status", text: texts.removed }),
@@ -342,7 +373,17 @@
     );
     line.hidden = false;
     line.lastChild.focus({ preventScroll: true });
-    offered = setTimeout(() => (line.hidden = true), UNDO_MS);
+    // It stays for as long as it has the focus, which would be lost.
+    offered = setTimeout(() => {
+      if (line.contains(document.activeElement)) line.addEventListener("focusout", hide, { once: true });
+      else hide();
+    }, UNDO_MS);
+  };
+
+  const copyLink = async (card, button) => {
+    await studio.copy(await recipe(card));
+    button.textContent = texts.copied;
+    setTimeout(() => (button.textContent = texts.link), 1500);
   };
 
   const ways = (song, card) => {
@@ -350,7 +391,7 @@
       act(card, texts.settings, () =>
         studio.inTab(card.mode, (trigger) => trigger("edit", { settings: card.settings, link: false }))
       ),
-      ...studio.shareButtons(card, (label, click, more) => act(card, label, click, more), texts),
+      act(card, texts.link, ({ currentTarget }) => copyLink(card, currentTarget), { class: "copy" }),
       make("button", {
         type: "button",
         class: "copy",
@@ -426,6 +467,10 @@
       click: () => download(card, kind),
     });
     get.card = card;
+    const lost = [
+      make("span", { class: "play letter", text: letter(card) }),
+      make("p", { class: "gone", text: texts.gone }),
+    ];
     const words = lyrics(card);
     const took = make(
       "article",
@@ -438,8 +483,7 @@
         focusin: () => select(song, card),
       },
       [
-        card.gone ? make("span", { class: "play letter", text: letter(card) }) : play,
-        card.gone ? make("p", { class: "gone", text: texts.gone }) : line,
+        ...(card.gone ? lost : [play, line]),
         Number.isFinite(card.score) && make("span", { class: "score", text: Math.round(card.score), title: card.best }),
         !card.gone && get,
         menu(named("of_take", { text: texts.menu, letter: letter(card) }), () => ways(song, card)),
@@ -517,6 +561,9 @@
     for (const each of document.querySelectorAll(".library .age")) each.textContent = age(Number(each.dataset.at));
   }, 60000);
 
+  // The title of a song, whose element may have been built again.
+  const focusOn = ({ key }) => elements.get(key)?.querySelector(".name").focus();
+
   const rename = (song, button) => {
     const box = make("input", {
       class: "renaming",
@@ -524,10 +571,12 @@
       maxlength: "120",
       value: titled(song),
       keydown: (event) => {
-        if (event.key === "Enter") box.blur();
-        if (event.key !== "Escape") return;
-        box.value = titled(song);
+        const { key, isComposing } = event;
+        if (isComposing || !["Enter", "Escape"].includes(key)) return;
+        event.preventDefault(); // else Enter would press the button that gets the focus
+        if (key === "Escape") box.value = titled(song);
         box.blur();
+        focusOn(song);
       },
       blur: () => {
         const title = box.value.trim();
@@ -569,10 +618,10 @@
       "aria-expanded": String(open),
       "aria-label": named("fold", { name: title }),
       click: () => {
-        opened.has(song.key) ? opened.delete(song.key) : opened.add(song.key);
+        if (open) opened.delete(song.key);
+        else opened.add(song.key);
         draw();
-        if (open) return;
-        for (const card of song.takes) isGone(where(card)).then((gone) => gone && !card.gone && lose(card));
+        if (!open) song.takes.forEach(check);
       },
     });
     const star = make("button", {
@@ -607,7 +656,7 @@
   const shown = new Set(); // what follows the player
   const build = (song) => {
     const open = opened.has(song.key);
-    const isNewest = newest(song.first.mode) === song;
+    const isNewest = newest.get(song.first.mode) === song;
     const top = head(song);
     const rows = open ? ranked(song).map((card) => row(song, card, isNewest)) : [];
     const made = make(
@@ -640,14 +689,15 @@
   let filled = false;
 
   // What the element of a song shows: as long as it stays the same, so does the element.
+  const SEEN = "id title star gone unheard note alignment score best warnings words".split(" ");
   const stamp = (song) =>
     JSON.stringify(
       family(song).map(({ key, takes, first }) => [
         key,
         opened.has(key),
         sorted,
-        newest(first.mode)?.key === key,
-        takes.map((card) => [card.id, card.title, card.star, card.gone, card.unheard, card.note, card.alignment]),
+        newest.get(first.mode).key === key,
+        takes.map((card) => SEEN.map((name) => card[name])),
       ])
     );
   const stamps = new Map();
@@ -726,7 +776,7 @@
         },
       });
     const box = (name, checked, set) =>
-      make("label", {}, [
+      make("label", { class: name }, [
         make("input", { type: "checkbox", checked, change: ({ target }) => set(target.checked) }),
         texts[name],
       ]);
@@ -736,7 +786,10 @@
         chosen.write(LEVEL, now);
         player.level();
       }),
-      make("p", { class: "remark" }, [`${texts.level_help} `, make("span", { class: "keys", text: texts.digits })]),
+      make("p", { class: "remark" }, [
+        make("span", { class: "level", text: `${texts.level_help} ` }),
+        make("span", { class: "keys", text: texts.digits }),
+      ]),
       box("sort", sorted, (now) => {
         sorted = now;
         chosen.write(SORTED, now);
@@ -769,7 +822,7 @@
     );
     player.add("songs", tracks, studio.texts.player);
     gather();
-    reveal(newest());
+    reveal(newest.get(""));
   };
 
   // A song is opened, and what it hangs under.
@@ -780,7 +833,9 @@
   };
 
   document.addEventListener("studio-player", () => {
-    for (const each of shown) each.isConnected ? each.follow() : shown.delete(each);
+    for (const each of shown)
+      if (each.isConnected) each.follow();
+      else shown.delete(each);
   });
 
   // --- songs that are being made ---
@@ -884,8 +939,8 @@
       return draw();
     }
     for (const card of value.takes) {
-      const { title, renamed, star, at } = takes.get(card.id) ?? {};
-      takes.set(card.id, { ...card, at: at ?? Date.now(), star, ...(renamed && { title, renamed }) });
+      const { title, renamed, at } = takes.get(card.id) ?? {};
+      know({ ...card, gone: false, at: at ?? Date.now(), ...(renamed && { title }) });
     }
     element.querySelector(".record").hidden = !value.record;
     element.querySelector(".record pre").textContent = JSON.stringify(value.record, null, 2);

@@ -104,7 +104,12 @@ def test_a_song_whose_page_is_closed_goes_on_and_two_new_tabs_show_it(
     for each in (second, first):
         each.bring_to_front()
         expect(takes(each)).to_have_count(1)
+    # Each hears of the take twice: from the studio and from the other one.
     for each in (first, second):
+        expect(takes(each)).to_be_visible()
+        each.route("**/runs/*/takes/*", lambda route: route.abort())
+        takes(each).get_by_role("button", name="Download MP3").click()
+        expect(takes(each).get_by_role("alert")).to_have_text(tooltips.TAKES["not_prepared"])
         each.close()
     assert len(fake.requests) == 1 and not fake.closed.is_set()
 

@@ -121,6 +121,13 @@ def test_keys_switch_takes_at_the_same_place_and_loudness(generate, fake):
     option(generate, "Play at equal loudness").uncheck()
     assert player(page)["volume"] == 1
     option(generate, "Play at equal loudness").check()
+    # Where the page cannot set the volume there is nothing to choose.
+    root = page.locator("html")
+    root.evaluate("(root) => root.classList.add('one-volume')")
+    expect(option(generate, "Play at equal loudness")).to_be_hidden()
+    expect(option(generate, "Best take first")).to_be_visible()
+    root.evaluate("(root) => root.classList.remove('one-volume')")
+    expect(option(generate, "Play at equal loudness")).to_be_visible()
     page.keyboard.press("Escape")
     # Typing a digit switches nothing.
     generate.text("prompt").press("2")
@@ -291,6 +298,8 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     fake.script = fake.play
     opens.click()
     sheet.get_by_role("button", name="Time the words").click()
+    expect(sheet.get_by_role("status")).to_have_text(tooltips.PLAYER["timing"])
+    waits.set()
     words = sheet.locator(".words").get_by_role("button")
     expect(words).to_have_text([*WORDS])
     assert violations(page) == []
@@ -298,34 +307,25 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     words.nth(1).click()
     expect(words.nth(1)).to_have_attribute("aria-current", "true")
     assert player(page)["at"] >= LINES[1]["start"]
-    expect(sheet.get_by_role("status")).to_have_text(tooltips.PLAYER["timing"])
-    waits.set()
     # A part is heard again and again, in the other take as well, and the last one although the song ends with it.
     verse, chorus = (sheet.get_by_role("button", name=name) for name in ("Verse", "Chorus"))
     loop = sheet.get_by_role("button", name="Loop this part")
+    chorus.click()
     loop.click()
     for _ in range(2):
-        # It may have come to its end meanwhile.
-        page.evaluate(f"{AUDIO}.currentTime = 3.8; {AUDIO}.play()")
+        # It may have come to its end before it was to be repeated.
+        page.evaluate(f"{AUDIO}.currentTime = 6.8; {AUDIO}.play()")
+        page.wait_for_function(f"{AUDIO}.currentTime < 6 && !{AUDIO}.paused")
+    verse.click()
+    for _ in range(2):
+        page.evaluate(f"{AUDIO}.currentTime = 3.8")
         page.wait_for_function(f"{AUDIO}.currentTime < 2")
     page.keyboard.press("1")
     expect(sheet.get_by_role("button", name="Take A")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("2")
-    chorus.click()
     expect(sheet.get_by_role("button", name="Take B")).to_have_attribute("aria-pressed", "true")
-    for _ in range(2):
-        page.evaluate(f"{AUDIO}.currentTime = 6.8")
-        page.wait_for_function(f"{AUDIO}.currentTime < 6 && !{AUDIO}.paused")
-    verse.click()
     expect(loop).to_have_attribute("aria-pressed", "true")
     loop.click()
-    sheet.get_by_role("button", name="Replace this part").click()
-    edit = tab(page, "edit")
-    expect(edit.text("start")).to_have_value("1")
-    expect(edit.text("end")).to_have_value("4")
-    source = Path(edit.made(fake).source).name
-    assert source == f"song-seed-{fake.requests[0].takes - 1 + 100 * (fake.songs - 3)}.wav"
-    # What goes on from a moment hangs under its take, too.
     # The focus stays at a switch although another take is drawn.
     for letter in "AB":
         sheet.get_by_role("button", name=f"Take {letter}").click()
@@ -336,6 +336,13 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     loop.click()
     expect(verse).to_have_attribute("aria-pressed", "true")
     loop.click()
+    sheet.get_by_role("button", name="Replace this part").click()
+    edit = tab(page, "edit")
+    expect(edit.text("start")).to_have_value("1")
+    expect(edit.text("end")).to_have_value("4")
+    source = Path(edit.made(fake).source).name
+    assert source == f"song-seed-{fake.requests[0].takes - 1 + 100 * (fake.songs - 3)}.wav"
+    # What goes on from a moment hangs under its take, too.
     opens.click()
     page.evaluate(f"{AUDIO}.pause(); {AUDIO}.currentTime = 5")
     sheet.get_by_role("button", name="Continue from here").click()
@@ -570,8 +577,13 @@ def test_songs_stay_in_the_browser_for_every_tab_and_can_be_found_named_and_remo
     expect(undo).to_be_hidden()
     # A title goes along with what is downloaded later.
     page.get_by_role("button", name="sea shanty", exact=True).click()
-    page.get_by_role("textbox", name="Title").fill("Heave <i>away</i>")
+    title = page.get_by_role("textbox", name="Title")
+    title.fill("Heave <i>away</i>")
+    # The Enter that chooses a character of Chinese or Japanese is none for the title.
+    title.dispatch_event("keydown", {"key": "Enter", "isComposing": True})
+    expect(title).to_be_visible()
     page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Heave <i>away</i>", exact=True)).to_be_focused()
     # The same list is in every tab, and there on the next visit.
     page.add_init_script(UNDO_WAITS)
     reload(page)
@@ -595,12 +607,22 @@ def test_songs_stay_in_the_browser_for_every_tab_and_can_be_found_named_and_remo
     remove = shanty.get_by_role("button", name="Remove from this list, take A")
     remove.click()
     expect(shanty).to_have_count(0)
+    # It is in sight however far the list is scrolled.
+    expect(undo).to_be_focused()
+    page.set_viewport_size({"width": 1280, "height": 300})
+    page.locator(".library .song").last.scroll_into_view_if_needed()
+    expect(undo).to_be_in_viewport(ratio=1)
     undo.click()
     expect(shanty).to_have_count(1)
+    expect(shanty.locator(".name")).to_be_focused()
+    page.set_viewport_size({"width": 1280, "height": 900})
     shanty.locator(".take").first.locator("summary").click()
     remove.click()
     expect(undo).to_be_visible()
+    # It goes once nobody is at it any more.
     page.evaluate("undoIsOver()")
+    expect(undo).to_be_focused()
+    undo.blur()
     expect(undo).to_be_hidden()
     expect(shanty).to_have_count(0)
 
