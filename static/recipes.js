@@ -6,16 +6,21 @@
   // --- what is to be done in a tab, which is opened for it ---
 
   const panels = new Map(); // by tab that was opened: what triggers an event of its songs
-  const waiting = [];
-  const serve = () => {
-    const [first] = waiting;
-    if (!first || !panels.size) return;
-    const tab = document.querySelector(`#studio-tabs [data-tab-id="${first.mode}"]`);
+  const waiting = []; // {mode, act}
+  const show = (mode) => {
+    const tab = document.querySelector(`#studio-tabs [data-tab-id="${mode}"]`);
     if (tab?.getAttribute("aria-selected") === "false") tab.click();
-    const trigger = panels.get(first.mode);
+  };
+  const serve = () => {
+    // Before the page is built there is no tab to open.
+    if (!waiting.length || !panels.size) return;
+    const next = waiting.find(({ mode }) => panels.has(mode)) ?? waiting[0];
+    show(next.mode);
+    const trigger = panels.get(next.mode);
     if (!trigger) return;
-    waiting.shift();
-    first.act(trigger);
+    waiting.splice(waiting.indexOf(next), 1);
+    next.act(trigger);
+    serve();
   };
   studio.inTab = (mode, act) => {
     studio.touch(mode);
@@ -51,7 +56,7 @@
     if (!location.hash.startsWith(SIGN)) return;
     const [, mode, text] = /^([a-z]+)\.(.+)$/.exec(location.hash.slice(SIGN.length)) ?? [];
     history.replaceState(null, "", location.pathname + location.search);
-    if (!mode) return;
+    if (!studio.tools.MODES.includes(mode)) return;
     studio.inTab(mode, async (trigger) => {
       const settings = await unpack(text).catch(() => ({}));
       trigger("edit", { settings, link: true });
