@@ -21,11 +21,11 @@
 
   const hand = async (name, file) => {
     const find = () => document.getElementById(name);
-    if (!find()?.offsetParent) document.querySelector("#generate-settings-fold > button")?.click();
+    if (!find()?.offsetParent) document.querySelector(`#${name}-fold > button`)?.click();
     const box = await until(find);
     if (!box) return;
     // An audio that is there already has no chooser until it is taken out.
-    if (!chooser(box)) [...box.querySelectorAll("button[title=Clear]")].at(-1)?.click();
+    if (!chooser(box)) studio.tools.empty(box);
     const input = await until(() => chooser(find()));
     if (!input) return;
     const files = new DataTransfer();

@@ -29,7 +29,7 @@
   };
 
   const card = (block, file) => {
-    const { address, clock, make } = studio.tools;
+    const { address, clock, empty, make } = studio.tools;
     const name = file.orig_name ?? file.path.split("/").at(-1);
     const art = pictureOf(name);
     const length = make("span");
@@ -39,12 +39,10 @@
       if (Number.isFinite(sound.duration)) length.textContent = clock(sound.duration);
     });
     sound.src = address(file.path);
-    // The sentence at a wrong file has such a button as well, before it.
-    const change = () => [...block.querySelectorAll('button[title="Clear"]')].at(-1)?.click();
     return make("div", { class: "source-card" }, [
       art ? make("img", { src: art, alt: "" }) : make("span", { class: "art", icon: "note" }),
       make("p", {}, [make("strong", { text: name, title: name }), length]),
-      make("button", { type: "button", text: studio.texts.change, click: change }),
+      make("button", { type: "button", text: studio.texts.change, click: () => empty(block) }),
     ]);
   };
 

@@ -100,6 +100,16 @@ def expect_plain(page: Page) -> None:
     ).to_have_count(0)
 
 
+GERMAN = """for (const [name, value] of [["language", "de"], ["languages", ["de"]]])
+  Object.defineProperty(navigator, name, { get: () => value });"""
+
+
+def in_german(page: Page) -> None:
+    """Open the page again in a browser whose language is German, which Gradio speaks as well."""
+    page.add_init_script(GERMAN)
+    reload(page)
+
+
 def reload(page: Page) -> None:
     page.reload()
     expect(page.locator("#studio-status")).to_contain_text("Model:")
@@ -223,7 +233,7 @@ class Tab:
         button = self.field(name).get_by_role("button", name=tooltips.SCRIPT_TEXTS["change"])
         if not button.is_visible():
             # The message at a wrong file has a second button, over the first.
-            button = self.field(name).locator("button[title=Clear]").last
+            button = self.field(name).locator("button[aria-haspopup]").last
         if button.is_visible():
             button.click()
         expect(self.field(name).locator("input[type=file]")).to_have_count(1)

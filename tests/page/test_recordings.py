@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 
 import audio
 from tests.files import tag_file, write_media
+from tests.page.steps import in_german
 from tests.unit.sounds import tone
 
 # Records a tone of 660 Hz for some seconds, as a page with a microphone would.
@@ -65,8 +66,11 @@ def hertz(samples: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-def test_what_a_browser_records_becomes_the_source(cover: Any, fake: Any):
+def test_what_a_browser_records_becomes_the_source(cover: Any, fake: Any, tab: Any):
     page = cover.page
+    # Gradio's buttons have other names there.
+    in_german(page)
+    cover = tab(page, "cover")
     cover.text("prompt").click()  # a page must be used before it may play
     recorded = page.evaluate(RECORD, 2.2)
     assert audio.audio_media.media_of(base64.b64decode(recorded)[:64])
@@ -74,6 +78,7 @@ def test_what_a_browser_records_becomes_the_source(cover: Any, fake: Any):
     file = {"name": "memo.webm", "mimeType": "video/webm", "buffer": base64.b64decode(recorded)}
     choose.set_input_files(file)
     assert hertz(sent(cover, fake, "memo.wav")) == pytest.approx(660, abs=1)
+    expect(cover.field("source").get_by_title("Löschen")).to_have_count(1)
     # Dropped on the field, it goes the same way.
     cover.clear("source")
     dropped = page.evaluate_handle(DROP, ["dropped.webm", recorded])
