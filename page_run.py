@@ -242,8 +242,8 @@ def start(
     except Exception:
         log.exception("a run could not be started")
         return failed(Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT))
+    ticket = {"run": run.id, "title": run.title, "at": time.time_ns()}
     tab = bar.name.split("-")[0]
-    ticket = {"run": run.id, "title": run.title, "tab": tooltips.TABS[tab], "at": time.time_ns()}
     if run.request.mode == tab:  # it can be made again from the fields of the tab
         ticket["settings"] = {"request": _without_files(run.request)}
     return {bar.line: api_runs.line_of(facts), bar.runs: ticket}

@@ -16,33 +16,31 @@ studio.latest = (element, props, trigger) => {
   };
 
   // The copy that Gradio serves is deleted after a day; a take that is kept for longer is uploaded like any other file.
+  // Returns its path, or what is wrong as a sentence, and whether it is gone.
   const copied = async (card) => {
-    if (!(await isGone(address(card.path)))) return card.path;
+    if (!(await isGone(address(card.path)))) return { path: card.path };
     const song = await fetch(where(card), { cache: "no-store" });
-    if (!song.ok) {
-      asked.set(where(card), false);
-      throw new Error(texts.gone);
-    }
+    if (!song.ok) return { wrong: texts.gone, gone: true };
     const form = new FormData();
     form.append("files", await song.blob(), card.path.split("/").at(-1));
     const answer = await fetch(api("/upload"), { method: "POST", body: form });
     const found = await answer.json();
-    if (!answer.ok) throw new Error(found.detail);
-    return found[0];
+    return answer.ok ? { path: found[0] } : { wrong: found.detail };
   };
 
   const choose = async (card, item) => {
-    try {
-      const path = await copied(card);
+    const { path, wrong, gone } = await copied(card).catch(() => ({ wrong: texts.lost }));
+    if (path) {
       const name = path.split("/").at(-1);
       props.value = { path, url: address(path), orig_name: name, meta: { _type: "gradio.FileData" } };
       trigger("input");
-    } catch (error) {
-      const text = error.constructor === Error ? error.message : texts.lost;
-      item.querySelector("p")?.remove();
-      item.append(make("p", { role: "alert", text }));
-      if (text === texts.gone) item.querySelector("button").remove();
+      return;
     }
+    item.querySelector("p")?.remove();
+    item.append(make("p", { role: "alert", text: wrong }));
+    if (!gone) return;
+    asked.set(where(card), false);
+    item.querySelector("button").remove();
   };
 
   const row = (card) => {
@@ -63,7 +61,9 @@ studio.latest = (element, props, trigger) => {
     const mode = element.closest("[id$=-latest]").id.replace(/-latest$/, "");
     const file = studio.formerSource(mode);
     if (!file) return;
-    if (await isGone(address(file.path))) return studio.sourceIsGone(mode, texts.source_gone);
+    const gone = await isGone(address(file.path));
+    if (studio.hasSource(mode)) return; // the visitor has chosen one meanwhile
+    if (gone) return studio.sourceIsGone(mode, texts.source_gone);
     props.value = { ...file, again: true };
     trigger("input");
   };

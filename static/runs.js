@@ -99,8 +99,8 @@
   const mark = (run) => {
     const panel = bars.get(run.bar)?.element.closest('[role="tabpanel"]');
     if (panel?.offsetParent) return;
-    for (const tab of document.querySelectorAll('#studio-tabs [role="tab"]'))
-      if (tab.textContent.trim() === run.tab) tab.dataset.news = "";
+    const [mode] = run.bar.split("-");
+    for (const tab of document.querySelectorAll(`#studio-tabs [data-tab-id="${mode}"]`)) tab.dataset.news = "";
   };
   document.addEventListener(
     "click",

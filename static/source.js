@@ -3,28 +3,24 @@
 (() => {
   const KEPT = "ace-music-studio-sources";
   const shown = {}; // the path on each tab's card
-  let kept = {}; // by tab
-  try {
-    kept = JSON.parse(sessionStorage.getItem(KEPT)) ?? {};
-  } catch {} // a browser that keeps nothing
+  const kept = studio.session.read(KEPT) ?? {}; // by tab
   const former = { ...kept };
 
   const keep = (mode, file) => {
     kept[mode] = file;
-    try {
-      sessionStorage.setItem(KEPT, JSON.stringify(kept));
-    } catch {}
+    studio.session.write(KEPT, kept);
   };
 
   // The file that the tab had before a reload, once.
   studio.formerSource = (mode) => {
     const file = former[mode];
     delete former[mode];
-    return shown[mode] ? undefined : file;
+    return studio.hasSource(mode) ? undefined : file;
   };
+  studio.hasSource = (mode) => Boolean(shown[mode]);
 
   const pictureOf = (name) => {
-    const takes = ["generate", "cover", "extend", "edit"].flatMap((mode) => studio.remembered(mode));
+    const takes = studio.tools.MODES.flatMap((mode) => studio.remembered(mode));
     return takes.find(({ path }) => path.split("/").at(-1) === name)?.art;
   };
 
@@ -61,8 +57,11 @@
       if (file) block.append(card(block, file));
     });
 
-  studio.sourceIsGone = (mode, text) =>
+  // The next reload does not ask for it again.
+  studio.sourceIsGone = (mode, text) => {
+    keep(mode);
     whenDrawn(mode, (block) => block.append(studio.tools.make("p", { class: "source-gone", role: "status", text })));
+  };
 
   // Called with every change of a source, and more often: Gradio takes an answer of the server for one.
   studio.source = (mode, file) => {

@@ -169,6 +169,9 @@ def test_each_tab_keeps_its_own_settings_and_its_source(page: Page, fake, tab, s
     come_back(edit)
     expect(edit.field("source")).to_contain_text(tooltips.SOURCE_GONE)
     expect(edit.field("source").locator("input[type=file]")).to_have_count(1)
+    come_back(edit)
+    expect(edit.field("source").locator("input[type=file]")).to_have_count(1)
+    expect(edit.field("source")).not_to_contain_text(tooltips.SOURCE_GONE)
 
 
 @pytest.mark.slow
