@@ -130,7 +130,7 @@ def add_reset(form: Form, cancel: str = tooltips.CANCEL) -> None:
     """
     with gr.Row(elem_classes=["foot"]):
         html(theme.keys(tooltips.GO[form.mode], cancel))
-        html(theme.explain())
+        html(theme.explain(), js_on_load=theme.script("explain"))
         button = gr.Button(tooltips.RESET, size="sm", min_width=0, elem_id=f"{form.mode}-reset")
         undo = Undo(f"{form.mode}-reset")
     fields = form.saved

@@ -35,7 +35,8 @@
       const name = chip.dataset.opens;
       const { value, names } = fields[name];
       const now = name in settings ? settings[name] : value;
-      const text = UNSAID.includes(String(now ?? "")) ? "" : String(names[now] ?? now).split(",")[0];
+      // Of a choice such as "Draft, 20 steps" its name; what was typed as it is.
+      const text = UNSAID.includes(String(now ?? "")) ? "" : (names[now]?.split(", ")[0] ?? String(now));
       if (chip.lastElementChild.textContent !== text) chip.lastElementChild.textContent = text;
       chip.toggleAttribute("data-set", !same(now, value));
       if (chip.getAttribute("aria-expanded") === "true") open(chip, true);
@@ -58,6 +59,7 @@
     for (const button of document.querySelectorAll("[data-explain]"))
       button.setAttribute("aria-pressed", String(wanted));
   };
+  // Each tab brings its button when it is opened.
   studio.explain = () => explain(studio.chosen.read(EXPLAINED) === "true");
 
   const lengths = () => {
@@ -182,7 +184,6 @@
       words();
       also();
       strip();
-      studio.explain();
     };
     // Gradio draws the choice of the words anew with the studio's status.
     new MutationObserver(words).observe(element, { childList: true, subtree: true });
@@ -204,7 +205,8 @@
     if (opener) {
       const wanted = opener.getAttribute("aria-expanded") !== "true";
       const opened = open(opener, wanted);
-      if (wanted) opened?.querySelector("input:checked, input, textarea")?.focus({ preventScroll: true });
+      const control = opened?.querySelector("input:checked") ?? opened?.querySelector("input, textarea");
+      if (wanted) control?.focus({ preventScroll: true });
     }
     if (target.closest?.("button[data-explain]")) {
       const wanted = !document.documentElement.hasAttribute("data-explained");

@@ -47,8 +47,9 @@ window.studio = {};
   });
 
   const copy = async (text) => {
-    if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    // Pages that are neither https nor on this machine have no clipboard object.
+    try {
+      return await navigator.clipboard.writeText(text);
+    } catch {} // not allowed; pages that are neither https nor on this machine have no clipboard object
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);
@@ -118,7 +119,10 @@ window.studio = {};
     // Gradio would open the link in a new tab.
     if (!event.target.closest?.('[href="#studio-banner"]')) return;
     event.preventDefault();
-    document.querySelector("#download-go").focus();
+    // While it is being downloaded there is no button.
+    const offer = document.querySelector("#download-go") ?? document.querySelector("#studio-banner");
+    offer?.scrollIntoView({ block: "nearest" });
+    offer?.focus();
   });
 
   // Browsers drop a click whose button moved away beneath the pointer: a line that comes in above is enough for that.
@@ -171,7 +175,7 @@ window.studio = {};
       if (!(go || cancel) || event.repeat || event.isComposing) return;
       if ([...document.querySelectorAll('[aria-expanded="true"][role="combobox"]')].some(shown)) return;
       if (document.querySelector(".menu[open], .renaming, dialog[open]")) return;
-      if ([...document.querySelectorAll('dialog[open], [role="dialog"], [aria-modal="true"]')].some(shown)) return;
+      if ([...document.querySelectorAll('[role="dialog"], [aria-modal="true"]')].some(shown)) return;
       const buttons = document.querySelectorAll(`#studio-tabs [id$="${go ? "-go" : "-cancel"}"]:not([disabled])`);
       const button = [...buttons].find(shown);
       if (!button) return;

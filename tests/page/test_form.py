@@ -209,6 +209,13 @@ def test_custom_is_short_and_a_chip_opens_its_field(page: Page, fake, tab):
     expect(chip).to_have_text("BPM 76")
     chip.press("Enter")
     expect(form.field("bpm")).to_be_hidden()
+    # The chosen one of several gets the focus, and the chip says no more than its name.
+    form.set("quality", "pick", "Best, 80 steps")
+    chip = form.part("strip").get_by_role("button", name="Quality")
+    expect(chip).to_have_text("Quality Best")
+    chip.press("Enter")
+    chip.press("Enter")
+    expect(form.field("quality").get_by_label("Best, 80 steps")).to_be_focused()
     # Help comes when it is asked for; what surprises says so at once.
     form.unfold()
     tempo = form.field("bpm").get_by_text("Tempo in beats per minute")
@@ -221,6 +228,11 @@ def test_custom_is_short_and_a_chip_opens_its_field(page: Page, fake, tab):
     explain.click()
     expect(explain).to_have_attribute("aria-pressed", "true")
     assert tempo.bounding_box()["height"] > 10
+    # Also in a tab that is opened later.
+    shown = page.locator("[data-explain]:visible")
+    tab(page, "cover")
+    expect(shown).to_have_attribute("aria-pressed", "true")
+    tab(page, "generate")
     explain.click()
     assert tempo.bounding_box()["height"] <= 1
 
