@@ -154,9 +154,7 @@
   // wins. What this tab had is kept beside it, for its own reload.
   const own = (mode) => `ace-music-studio-own-${mode}`;
   studio.kept = (mode, values) => {
-    try {
-      sessionStorage.setItem(own(mode), JSON.stringify(values));
-    } catch {} // a browser that keeps nothing, or has no room left
+    studio.session.write(own(mode), values);
     if (mode === "generate") {
       Object.assign(settings, values);
       lengths();
@@ -167,14 +165,7 @@
     return values;
   };
 
-  studio.former = (modes, shared) =>
-    modes.map((mode, at) => {
-      try {
-        return JSON.parse(sessionStorage.getItem(own(mode))) ?? shared[at];
-      } catch {
-        return shared[at];
-      }
-    });
+  studio.former = (modes, shared) => modes.map((mode, at) => studio.session.read(own(mode)) ?? shared[at]);
 
   studio.faces = (element) => {
     studio.stops();

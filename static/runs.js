@@ -30,41 +30,24 @@
 
   // --- what the browser keeps ---
 
-  const read = (key, usual) => {
-    try {
-      return JSON.parse(localStorage.getItem(key)) ?? usual;
-    } catch {
-      return usual;
-    }
-  };
-  const write = (key, value) => {
-    try {
-      localStorage.setItem(key, JSON.stringify(value));
-    } catch {
-      // A browser that keeps nothing follows its runs until the page is left.
-    }
-  };
+  // A browser that keeps nothing follows its runs until the page is left.
+  const { read, write } = studio.local;
+  const ID = /^[0-9a-f]{32}$/;
   const kept = () => {
-    const found = read(STORAGE, []);
-    return Array.isArray(found)
-      ? found.filter((each) => /^[0-9a-f]{32}$/.test(each?.run) && typeof each.bar === "string")
-      : [];
+    const found = read(STORAGE);
+    return (Array.isArray(found) ? found : []).filter((each) => ID.test(each?.run) && typeof each.bar === "string");
   };
-  const keep = (ticket) => write(STORAGE, [...kept().filter(({ run }) => run !== ticket.run), ticket].slice(-20));
-  const forget = (id) =>
-    write(
-      STORAGE,
-      kept().filter(({ run }) => run !== id)
-    );
+  const others = (id) => kept().filter(({ run }) => run !== id);
+  const keep = (ticket) => write(STORAGE, [...others(ticket.run), ticket].slice(-20));
+  const forget = (id) => write(STORAGE, others(id));
 
   // The secret name by which the studio knows that several runs are of one visitor.
   let owner;
   studio.owner = () => {
-    owner ??= read(OWNER, "");
-    if (!/^[0-9a-f]{32}$/.test(owner)) {
-      owner = [...crypto.getRandomValues(new Uint8Array(16))]
-        .map((byte) => byte.toString(16).padStart(2, "0"))
-        .join("");
+    owner ??= read(OWNER);
+    if (!ID.test(owner)) {
+      const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
+      owner = bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
       write(OWNER, owner);
     }
     return owner;
@@ -116,10 +99,9 @@
   for (const kind of ["focus", "pointerdown", "keydown"]) window.addEventListener(kind, looked, true);
 
   const notify = (run) => {
-    if (read(NOTIFY, false) && document.hidden && window.Notification?.permission === "granted")
-      new Notification(READY, { body: run.title, tag: run.run });
+    if (studio.notifies() && document.hidden) new Notification(READY, { body: run.title, tag: run.run });
   };
-  studio.notifies = () => read(NOTIFY, false) && window.Notification?.permission === "granted";
+  studio.notifies = () => Boolean(read(NOTIFY)) && window.Notification?.permission === "granted";
   studio.notify = async (wanted) => {
     const allowed = wanted && window.Notification && (await Notification.requestPermission()) === "granted";
     write(NOTIFY, Boolean(allowed));
@@ -129,7 +111,7 @@
   // The buttons of a bar: Cancel first, then those that start a run.
   studio.switches = (bar) => {
     const active = Boolean(current(bar));
-    const { alone } = bars.get(bar).texts;
+    const { alone } = bars.get(bar).texts; // how many buttons start one
     const update = (interactive) => ({ __type__: "update", interactive });
     return alone ? [update(active), ...Array(alone).fill(update(!active))] : update(active);
   };
