@@ -9,17 +9,22 @@ studio.beats = (onsets, seconds, bpm) => {
   const usual = Math.hypot(...heard) / Math.sqrt(heard.length) || 1;
   const best = new Float64Array(heard.length);
   const former = new Int32Array(heard.length).fill(-1);
-  const [least, most] = [Math.max(Math.round(beat / 2), 1), Math.round(2 * beat)];
+  const least = Math.max(Math.round(beat / 2), 1);
+  const most = Math.round(2 * beat);
   for (let at = 0; at < heard.length; at++) {
     let found = 0;
     for (let gap = least; gap <= Math.min(most, at); gap++) {
       const score = best[at - gap] - TIGHT * Math.log(gap / beat) ** 2;
-      if (score > found) [found, former[at]] = [score, at - gap];
+      if (score <= found) continue;
+      found = score;
+      former[at] = at - gap;
     }
     best[at] = heard[at] / usual + found;
   }
+  // The chain ends with the best of the last beat.
   let at = best.length - 1;
-  for (let each = Math.max(at - Math.round(beat), 0); each < best.length; each++) if (best[each] > best[at]) at = each;
+  const from = Math.max(at - Math.round(beat), 0);
+  for (let each = from; each < best.length; each++) if (best[each] > best[at]) at = each;
   const found = [];
   for (; at >= 0; at = former[at]) found.unshift(at / rate);
   // A quiet beginning and a quiet end are counted, as a musician would.

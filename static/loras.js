@@ -75,8 +75,10 @@ studio.loras = (element, props, _trigger, watch) => {
     loras.splice(to, 0, ...loras.splice(from, 1));
     write(loras);
     draw();
-    const pressed = list.children[to].querySelector(to < from ? ".up" : ".down");
-    (pressed.disabled ? list.children[to].querySelector(to < from ? ".down" : ".up") : pressed).focus();
+    // At an end of the list the button that was pressed is off.
+    const names = to < from ? [".up", ".down"] : [".down", ".up"];
+    const buttons = names.map((name) => list.children[to].querySelector(name));
+    buttons.find(({ disabled }) => !disabled).focus();
     say(texts.moved, { name: loras[to].name, place: to + 1 });
   };
 

@@ -13,10 +13,8 @@ studio.spans = (() => {
 
   // To a tenth of a second, or to the end of the file, which is seldom at a tenth; to a beat where there are `beats`.
   const snap = (seconds, length, beats = []) => {
-    if (beats.length)
-      return [0, ...beats, length].reduce((one, other) =>
-        Math.abs(other - seconds) < Math.abs(one - seconds) ? other : one
-      );
+    const nearer = (one, other) => (Math.abs(other - seconds) < Math.abs(one - seconds) ? other : one);
+    if (beats.length) return [0, ...beats, length].reduce(nearer);
     return seconds >= length - STEP / 2 ? length : Math.max(Math.round(seconds * 10) / 10, 0);
   };
 
@@ -64,12 +62,14 @@ studio.spans = (() => {
   // --- further regions, as a text such as "12-15.5, 0:30-0:35" ---
 
   // Those of a text that are regions of the file.
-  const listed = (text, length) =>
-    String(text ?? "")
-      .split(/[,;]\s/)
-      .map((part) => /^([^-]+)-([^-]+)$/.exec(part.trim())?.slice(1).map(studio.seconds) ?? [])
-      .filter(([start, end]) => start >= 0 && end > start && end <= length)
-      .map(([start, end]) => ({ start, end }));
+  const listed = (text, length) => {
+    const parts = String(text ?? "").split(/[,;]\s/);
+    const found = parts.map((part) => {
+      const [, start, end] = /^([^-]+)-([^-]+)$/.exec(part.trim()) ?? [];
+      return { start: studio.seconds(start), end: studio.seconds(end) };
+    });
+    return found.filter(({ start, end }) => start >= 0 && end > start && end <= length);
+  };
 
   const written = (regions) => regions.map(({ start, end }) => `${start}-${end}`).join(", ");
 
@@ -130,8 +130,10 @@ studio.spans = (() => {
   const CLOSEST = 2; // seconds across the stage
   const mostZoom = (length) => Math.max(length / CLOSEST, 1);
   // How many seconds are in view; the track has room of `edge` at its ends, in view where nothing is zoomed.
-  const inView = (length, stage, track, edge, zoom) =>
-    Math.min((length * (stage - (zoom > 1 ? 0 : 2 * edge))) / (track || 1), length);
+  const inView = (length, stage, track, edge, zoom) => {
+    const room = zoom > 1 ? 0 : 2 * edge;
+    return Math.min((length * (stage - room)) / (track || 1), length);
+  };
   // Where what is in view begins.
   const viewFrom = (length, scrolled, track, edge, shown) =>
     clamp(((scrolled - edge) / (track || 1)) * length, 0, length - shown);
@@ -150,9 +152,9 @@ studio.spans = (() => {
     moved,
     range,
     scale,
+    sectionAt,
     sections,
     snap,
-    sectionAt,
     united,
     viewFrom,
     written,

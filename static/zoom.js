@@ -15,8 +15,10 @@ studio.zoom = (element, texts, { clock, pinched, viewed }) => {
   const from = () => viewFrom(length, stage.scrollLeft, track.clientWidth, edge(), span());
 
   const show = () => {
-    const [start, end] = [from(), from() + span()];
-    const [first, last] = [start, end].map(clock);
+    const start = from();
+    const end = start + span();
+    const first = clock(start);
+    const last = clock(end);
     overview.hidden = zoom === 1;
     overview.style.setProperty("--from", `${(100 * start) / (length || 1)}%`);
     overview.style.setProperty("--to", `${(100 * end) / (length || 1)}%`);
@@ -113,7 +115,8 @@ studio.zoom = (element, texts, { clock, pinched, viewed }) => {
   });
   overview.addEventListener("pointermove", (event) => overview.hasPointerCapture(event.pointerId) && point(event));
   overview.addEventListener("keydown", (event) => {
-    const [start, step] = [from(), span() / 4];
+    const start = from();
+    const step = span() / 4;
     const next = {
       ArrowLeft: start - step,
       ArrowDown: start - step,
