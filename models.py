@@ -19,6 +19,7 @@ import psutil
 import model_offload
 import model_parts
 import song_attention
+import song_clock
 import song_compilation
 import song_vae
 from beat import BEAT_SECONDS
@@ -729,6 +730,7 @@ def _read_pipeline(
     if given.lender is not None:
         pipe.register_modules(**_lent_parts(given, storage, reading))
     song_attention.use_windows(pipe.transformer)
+    song_clock.set_up(pipe, weights.local_folder)
     song_compilation.set_up(pipe.transformer)
     if "vae" not in given.parts:
         song_vae.skip_idle_units(pipe.vae)

@@ -19,6 +19,7 @@ import planner
 import prompt_facts
 import selfcheck
 import song_align
+import song_clock
 import song_codec
 import song_compilation
 import song_conditions
@@ -370,7 +371,8 @@ def _replace(
     """
     spans = [(max(start - margin, 0), min(end + margin, song.length)) for start, end in parts]
     new = song_loop.region(song.pipe, song.clean, spans)
-    condition = song.condition(REPAINT, song_conditions.masked_context(song.pipe, song.clean, new))
+    context = song_conditions.masked_context(song.clean, song.silence(), new)
+    condition = song.condition(REPAINT, context)
 
     def finish(samples: np.ndarray, take: int) -> np.ndarray:
         joined = song.source
@@ -536,8 +538,12 @@ class Song(Generic[Asked]):
         )
 
     def text2music(self, **others: str) -> song_conditions.Condition:
-        context = song_conditions.silent_context(self.pipe, self.frames)
+        context = song_conditions.context_of(self.silence())
         return self.condition(TEXT2MUSIC, context, **others)
+
+    def silence(self) -> Any:
+        """Return the model's silence for this song [1, T, C]."""
+        return song_clock.silence(self.pipe, self.frames, self.request)
 
     def noise(self, frames: int) -> Any:
         """Draw the takes' noise [B, frames, C], rotated towards other seeds if a variation is requested."""

@@ -60,6 +60,12 @@ class Tables(NamedTuple):
     first: torch.Tensor
     inner: torch.Tensor
     last: torch.Tensor
+    # The tables of the layers without windows, if the transformer's `view` bounds what they see.
+    far: Any = None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.cos, self.sin, self.first, self.inner, self.last
 
 
 def use_windows(transformer: Any) -> None:
@@ -67,13 +73,15 @@ def use_windows(transformer: Any) -> None:
 
     Its `avoided` names what it computes the stock way nevertheless: "windows" (then nothing is
     cached either), "condition". If it is `half_precision`, it computes in float16, but takes and
-    gives float32 (song_half.py).
+    gives float32 (song_half.py). Its `view` is how many tokens to each side the other half of the
+    layers see, None for all (song_clock.py); it counts in songs that are longer than two views.
     """
     transformer.__class__ = _transformer_class()
     for layer in transformer.layers:
         layer.__class__ = _layer_class()
     transformer.avoided = frozenset()
     transformer.half_precision = False
+    transformer.view = None
 
 
 @functools.cache
@@ -216,14 +224,26 @@ def _forward(
 
 def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
     """Return the tables for `x` [R, L, E], with its device and dtype."""
-    import torch
     from diffusers.models.transformers.ace_step_transformer import _ace_step_rotary_freqs
 
     config = transformer.config
     length = x.shape[1]
     cos, sin = _ace_step_rotary_freqs(length, config.head_dim, config.rope_theta, x.device, x.dtype)
-    window = config.sliding_window
+    rotary = (cos[:, None], sin[:, None])
     queries_per_key = config.num_attention_heads // config.num_key_value_heads
+    far = None
+    if transformer.view is not None and length > 2 * transformer.view:
+        far = _with_masks(transformer.view, rotary, x, queries_per_key)
+    return _with_masks(config.sliding_window, rotary, x, queries_per_key)._replace(far=far)
+
+
+def _with_masks(
+    window: int, rotary: tuple[torch.Tensor, torch.Tensor], x: torch.Tensor, queries_per_key: int
+) -> Tables:
+    """Return the tables of attention to the keys at most `window` tokens away, for `x` [R, L, E]."""
+    import torch
+
+    length = x.shape[1]
     last_start = _last_block_start(length, window)
 
     def mask(queries: range, keys: range) -> torch.Tensor:
@@ -235,8 +255,7 @@ def tables_for(transformer: Any, x: torch.Tensor) -> Tables:
 
     return Tables(
         window,
-        cos[:, None],
-        sin[:, None],
+        *rotary,
         first=mask(range(window), range(2 * window)),
         inner=mask(range(window, 2 * window), range(3 * window)),
         last=mask(range(last_start, length), range(last_start - window, length)),
@@ -316,10 +335,12 @@ def _self(attn: Any, x: torch.Tensor, tables: Tables) -> torch.Tensor:
     query = _rotated(query, tables).unflatten(2, (attn.kv_heads, -1)).permute(0, 2, 3, 1, 4)
     key = _rotated(key, tables).transpose(1, 2)
     value = attn.to_v(x).unflatten(-1, (attn.kv_heads, attn.head_dim)).transpose(1, 2)
-    if attn.sliding_window is None:
-        out = _full(query, key, value, attn.scaling)
-    else:
+    if attn.sliding_window is not None:
         out = _windows(query, key, value, attn.scaling, tables)
+    elif tables.far is not None:
+        out = _windows(query, key, value, attn.scaling, tables.far)
+    else:
+        out = _full(query, key, value, attn.scaling)
     return attn.to_out[0](out)
 
 

@@ -158,7 +158,7 @@ class Packages:
                     weights = {f"layer.{key}": value for key, value in layer.state_dict().items()}
                     self._layers[layer, name] = self._models[name].with_weights(weights)
                 compute = self._layers[layer, name]
-                return compute(x, *tables[1:], temb, *heads)
+                return compute(x, *tables.tensors, temb, *heads)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -175,8 +175,11 @@ def package_name(windowed: bool, rows: int, takes: int) -> str:
 def _is_suitable(transformer: Any, tokens: int) -> bool:
     """Tell whether the graph serves `tokens` tokens: several blocks and part of one.
 
-    It serves no layer with hooks (a LoRA, weights cast on use): they are not part of the graph.
+    It serves no layer with hooks (a LoRA, weights cast on use), and no bounded view: they are not part
+    of the graph.
     """
+    if transformer.view is not None:
+        return False
     window = transformer.config.sliding_window
     if tokens < 4 * window or tokens % window == 0:
         return False

@@ -114,11 +114,10 @@ def silent_context(pipe: Any, frames: int) -> torch.Tensor:
     return context_of(song_codec.silence(pipe, frames))
 
 
-def masked_context(pipe: Any, source: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """Return the context of `source` [1, T, C] with silence where `new` [1, T, 1] is True."""
+def masked_context(source: torch.Tensor, silence: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Return the context of `source` [1, T, C] with `silence` [1, T, C] where `new` [1, T, 1] is True."""
     import torch
 
-    silence = song_codec.silence(pipe, source.shape[1])
     return context_of(torch.where(new, silence, source), new)
 
 

@@ -9,9 +9,9 @@ Examples that can be heard through their noise teach a small transformer to fini
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from torch.nn import functional
 from transformers import Qwen3Model
 
 import modes
+import song_clock
 import song_codec
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from models import quiet_libraries
@@ -67,7 +68,7 @@ REFERENCE_FRAMES = song_codec.REFERENCE_SECONDS * FRAMES_PER_SECOND
 FIRST_TRAINING_SEED = 20_000_000
 PIECES = {10: 500, 20: 1400, 30: 700, 60: 400, 120: 250, 180: 100}
 """How many pieces of how many seconds the codes and the song model learn from."""
-LENGTHS = (0.05, 0.4, 0.2, 0.15, 0.15, 0.05)
+LENGTHS = (0.1, 0.55, 0.35, 0.0, 0.0, 0.0)
 FIRST_LENGTHS = (0.6, 0.4, 0.0, 0.0, 0.0, 0.0)
 FIRST_SHARE = 0.3
 """The share of the flow's minutes that has short pieces and few tasks."""
@@ -93,14 +94,14 @@ TASKS = {
 FIRST_TASKS = {"text2music": 0.85, "repaint": 0.15}
 NO_CONDITION = 0.12
 WITH_REFERENCE = 0.12
-CUT = 0.35
-"""The share of songs from words that are a part of a longer piece, with the clock of that part."""
-FROM_BEGINNING = {"text2music": 0.0, "repaint": 0.9}
+FROM_BEGINNING = {"repaint": 0.9}
 """How many examples of a task that are cut out of a longer piece are its beginning."""
 OUT_OF_TIME = 0.5
 """How many other parts of a task have a clock that starts with them, as a visitor's own music has: it tells no beat."""
 SOURCE_NOISE = 0.3
 """Spread of the noise on some sources at most: the studio's come from the encoder, which misses a little."""
+KEPT_TIME = {"restarts_after": [12, 20], "view": 10}
+"""Seconds: after how many the clock starts again in long songs, and how far attention reaches (song_clock.py)."""
 CHANNELS = torch.ones(LATENTS)
 """What an error of each latent counts: styles are told apart by who plays, and by the drums."""
 CHANNELS[HITS], CHANNELS[PLAYERS] = 2.0, 4.0
@@ -631,8 +632,9 @@ class SongStage:
     def example(self, rng: np.random.Generator, seconds: int, task: str) -> Example:
         """Draw a piece of `seconds`, or part of a longer one, and what one of the studio's tasks makes of it."""
         frames = seconds * FRAMES_PER_SECOND
-        whole = task == "text2music" and rng.random() >= CUT
-        length = seconds if whole else int(rng.choice(LONGER[seconds]))
+        length = seconds
+        if task != "text2music":
+            length = int(rng.choice(LONGER[seconds]))
         row = self.pool[length][int(rng.integers(len(self.pool[length])))]
         start = 0
         if length > seconds and rng.random() >= FROM_BEGINNING.get(task, 0.4):
@@ -644,12 +646,9 @@ class SongStage:
             torch.from_numpy(row.features[here].astype(np.float32)) - self.usual
         ) / self.unusual
         silence = self.silence[here]
-        if start and task != "text2music" and rng.random() < OUT_OF_TIME:
+        if start and rng.random() < OUT_OF_TIME:
             silence = self.silence[:frames]
             features = torch.full_like(features, float("nan"))
-        if length > seconds and task == "text2music":
-            # The tags are those of the whole piece.
-            score = replace(score, lyrics="[Instrumental]")
         target, source, mask, instruction = self._context(rng, task, score, target, here, silence)
         if task != "text2music" and rng.random() < 0.5:
             source = source + SOURCE_NOISE * rng.random() * torch.from_numpy(
@@ -845,6 +844,7 @@ def write_checkpoint(parts: dict[str, nn.Module], folder: Path, card: str) -> No
     )
     pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="9MB")
     engine_words.write_words(folder)
+    (folder / song_clock.FILE).write_text(json.dumps(KEPT_TIME, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

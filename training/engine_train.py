@@ -357,8 +357,8 @@ no weights of anybody else went into it. Its prompts are in English.
 |---|---|---|---|---|
 {rows}
 
-- It can: make a piece of 10 to 60 s from a prompt, BPM, key, 3/4 or 4/4 and section tags; repaint, extend, cover;
-  layer, extract and complete the tracks of its own kind of music.
+- It can: make a piece of 10 s to three minutes from a prompt, BPM, key, 3/4 or 4/4 and section tags; repaint, extend,
+  cover; layer, extract and complete the tracks of its own kind of music.
 - It cannot: sing, play lyrics, follow words that its captions never had, or sound like recorded instruments.
 - `python -m training evaluate` measures it; with `--card` its figures follow below.
 

@@ -43,6 +43,20 @@ def test_windows_and_one_null_token_give_what_the_dense_mask_gives(transformer, 
 
 
 @pytest.mark.numbers
+@pytest.mark.parametrize("frames", [512, 514, 1500])
+def test_a_view_gives_the_layers_without_windows_a_wider_one(transformer, monkeypatch, frames):
+    # With a view as wide as the windows, the stock transformer does the same if all its layers have windows. Up to
+    # two of them the view changes nothing.
+    window = transformer.config.sliding_window
+    in_view = frames > 2 * window * transformer.config.patch_size
+    if in_view:
+        monkeypatch.setattr(transformer, "layer_types", ["sliding_attention"] * 3)
+    stock = step(transformer, frames, windows=False)
+    monkeypatch.setattr(transformer, "view", window)
+    assert torch.allclose(step(transformer, frames), stock, atol=TOLERANCE)
+
+
+@pytest.mark.numbers
 def test_queries_in_parts_give_what_they_give_together(transformer, monkeypatch):
     together = step(transformer, 600)
     monkeypatch.setitem(song_attention.MOST_SCORES, "cpu", 50_000)

@@ -183,9 +183,9 @@ def test_injection_equals_the_pipelines_with_a_callback(pipe, monkeypatch):
     clean, samples = a_source(pipe)
     new = song_loop.region(pipe, clean, [(48_000, 96_000)])
     words = {**WORDS, "instruction": song_conditions.REPAINT}
-    condition = song_conditions.encode_condition(
-        pipe, words, song_conditions.masked_context(pipe, clean, new)
-    )
+    silence = song_codec.silence(pipe, clean.shape[1])
+    context = song_conditions.masked_context(clean, silence, new)
+    condition = song_conditions.encode_condition(pipe, words, context)
     run = a_run(pipe, words=words, keep=song_loop.Keep(new, clean, 4), condition=condition)
 
     def inject(pipeline, index, timestep, tensors):
