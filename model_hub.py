@@ -106,7 +106,15 @@ def missing_bytes(repo_id: str, selection: Selection = PIPELINE) -> int:
     """Ask the hub, and return how many bytes `download` would fetch; raises the same errors."""
     if _is_silent():
         raise _unreachable("it did not answer before")
-    return _fetch_of(repo_id, selection).missing()
+    fetch = _fetch_of(repo_id, selection)
+    worker = threading.Thread(target=fetch.ask, name="hub", daemon=True)
+    worker.start()
+    worker.join(ASK_SECONDS)
+    if worker.is_alive():
+        raise _unreachable("no answer")
+    if fetch.error:
+        raise fetch.error
+    return fetch.missing()
 
 
 def _fetch_of(repo_id: str, selection: Selection) -> Fetch:
@@ -163,7 +171,7 @@ Chooser = Callable[[list[RepoFile], bool], list[RepoFile]]
 
 
 class Fetch:
-    """One download, in a thread of its own, so that a network that hangs does not block `watched`.
+    """One download, in a thread of its own, so that a network that hangs blocks nobody.
 
     With `token` False the owner's token is never sent.
     """
@@ -213,12 +221,15 @@ class Fetch:
         except Exception as error:
             self.error = self._explained(error)
 
-    def missing(self) -> int:
-        """Ask the hub; return the bytes that no model in the cache has yet."""
+    def ask(self) -> None:
+        """Ask the hub only; sets `files` or `error`."""
         try:
             self._ask()
         except Exception as error:
-            raise self._explained(error) from None
+            self.error = self._explained(error)
+
+    def missing(self) -> int:
+        """Return the bytes of the files that no model in the cache has yet."""
         wanted = [file for file in self.files if self._twin(file) is None]
         return sum(file.size - self._present(file) for file in wanted)
 

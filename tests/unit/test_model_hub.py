@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import constants, snapshot_download
@@ -328,6 +329,25 @@ def test_what_is_unfit_offline_or_too_large_is_known_before_anything_is_fetched(
     assert problem.code == "offline" and "HF_HUB_OFFLINE" in problem.message
     assert failure(repo="no-repo").code == "model_unknown"
     assert not server.asked
+
+
+def test_a_hub_that_hangs_holds_nobody_who_asks_for_a_size(home, monkeypatch):
+    answers = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        answers.wait(20)
+        raise ValueError
+
+    monkeypatch.setattr(model_hub, "_silent_until", {})
+    monkeypatch.setattr(model_hub, "ASK_SECONDS", 0.1)
+    monkeypatch.setattr(model_hub.HfApi, "model_info", hang)
+    try:
+        with pytest.raises(StudioError, match="cannot be reached: no answer"):
+            model_hub.missing_bytes("studio/turbo")
+        with pytest.raises(StudioError, match="did not answer before"):
+            model_hub.missing_bytes("studio/turbo")
+    finally:
+        answers.set()
 
 
 @pytest.mark.parametrize("listens", [False, True])
