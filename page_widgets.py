@@ -91,17 +91,15 @@ def connect_region(
     as text, such as "12-15.5, 0:30-0:35". `wanted`, which comes with `chosen`, may hold a
     `WantedRegion`.
     """
-    fields = [start, end]
-    joined = {"start": start, "end": end, "typed": bpm}
+    fields = {"start": start, "end": end}
     if more is not None:
-        fields.append(more)
-        joined["regions"] = more
+        fields["regions"] = more
     # The script triggers "input" only for what a visitor does on the waveform, so that nothing goes
     # in circles.
-    names = ["start", "end", "regions"][: len(fields)]
-    values = ", ".join(f'String(value.{name} ?? "")' for name in names)
-    selector.input(None, selector, fields, js=f"(value) => [{values}]", **AT_ONCE)
-    join = _join(selector, **joined)
+    values = ", ".join(f'String(value.{name} ?? "")' for name in fields)
+    boxes = [*fields.values()]
+    selector.input(None, selector, boxes, js=f"(value) => [{values}]", **AT_ONCE)
+    join = _join(selector, **fields, typed=bpm)
 
     def show(
         path: str | None,
@@ -110,28 +108,35 @@ def connect_region(
         name: str = "",
     ) -> Updates:
         if not path:
-            return {selector: None, **dict(zip(fields, ("0", "0", ""), strict=False))}
+            return {selector: None, **_texts(fields, 0.0, 0.0)}
         value = waveform(path)
         updates: Updates = {}
         first, last = middle(value["seconds"]) if value["seconds"] else (0.0, 0.0)
         if region and region.name == Path(path).name:
-            first, last = region.start, region.end
+            first = region.start
+            last = region.end
             updates[wanted] = None  # it is for one drawing
         if shown and value["peaks"] == shown["peaks"]:
             return updates or gr.skip()
         updates[selector] = {**value, "start": first, "end": last, "regions": ""}
         if name != AGAIN:
-            updates |= dict(zip(fields, (f"{first:g}", f"{last:g}", ""), strict=False))
+            updates |= _texts(fields, first, last)
         return updates
 
     held: list[Any] = [source, selector]
-    drawn: list[Any] = [selector, *fields]
+    drawn: list[Any] = [selector, *boxes]
     if wanted is not None:
         held += [wanted, chosen]
         drawn.append(wanted)
     read = source.change(show, held, drawn, **AT_ONCE)
     read.then(**join)
     return read
+
+
+def _texts(fields: Mapping[str, gr.Textbox], start: float, end: float) -> Updates:
+    """Return the updates that put a region into its fields, and no further ones."""
+    texts = {"start": f"{start:g}", "end": f"{end:g}", "regions": ""}
+    return {field: texts[name] for name, field in fields.items()}
 
 
 def connect_waveform(shown: gr.HTML, source: gr.Audio) -> None:
