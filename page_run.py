@@ -39,6 +39,7 @@ log = logging.getLogger("studio")
 PROGRESS_SECONDS = 1.0
 # The first input of a start is the browser's secret name.
 WITH_OWNER = "(_, ...values) => [studio.owner(), ...values]"
+_UNEXPECTED = Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT)
 
 
 @dataclass
@@ -241,7 +242,7 @@ def start(
         return failed(error.problem)
     except Exception:
         log.exception("a run could not be started")
-        return failed(Problem("internal", tooltips.UNEXPECTED, hint=tooltips.UNEXPECTED_HINT))
+        return failed(_UNEXPECTED)
     ticket = {"run": run.id, "title": run.title, "at": time.time_ns()}
     tab = bar.name.split("-")[0]
     if run.request.mode == tab:  # it can be made again from the fields of the tab
@@ -294,6 +295,9 @@ def connect_end(
             return done(made, *values)
         except StudioError as error:  # the files are gone
             return failed(error.problem, made.tag, *values)
+        except Exception:  # such as a record of an earlier process that somebody has changed
+            log.exception("the end of a run could not be shown")
+            return failed(_UNEXPECTED, made.tag, *values)
 
     _connect_cancel(bar)
     shown_in = list(dict.fromkeys([*bar.outputs, *outputs]))

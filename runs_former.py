@@ -43,8 +43,9 @@ def song_of(runs: Runs, run_id: str) -> Former | None:
         with contextlib.suppress(OSError, TypeError, KeyError, ValueError):
             record = audio_export.read_record(path) or {}
             (entry,) = record["takes"]
+            of_take = {**record, "takes": [{**entry, "name": path.name}]}
             copies.append(copy_of(path))
-            found[number] = {**record, "takes": [{**entry, "name": path.name}]}
+            found[number] = of_take
     if not found:
         return None
     record = next(iter(found.values()))

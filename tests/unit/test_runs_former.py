@@ -105,6 +105,14 @@ def test_a_file_that_somebody_put_there_is_no_song_of_the_run(all_runs, tmp_path
     assert runs_former.song_of(all_runs, RUN) is None
 
 
+def test_a_take_whose_record_is_strange_costs_no_other(all_runs, tmp_path):
+    first, second = leave(tmp_path, [7, 8], record())
+    tag_file(first, first.stem, {**record(), "takes": ["x"]})
+    former = runs_former.song_of(all_runs, RUN)
+    assert former.numbers == (2,) and len(former.done.files) == 1
+    assert Path(former.done.files[0]).name == second.name
+
+
 def test_a_run_that_left_nothing_has_no_song(all_runs, tmp_path):
     assert runs_former.song_of(all_runs, RUN) is None
     (path,) = leave(tmp_path, [7], record())
