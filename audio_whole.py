@@ -345,6 +345,8 @@ _KBIT = {
     3: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+# The bytes between the header and an Info frame's mark, by whether the version is 1, and mono.
+_SIDE_BYTES = {(True, True): 17, (True, False): 32, (False, True): 9, (False, False): 17}
 _HERTZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _SEARCHED = 65_536  # bytes of something else before the first frame
 _DECODER_DELAY = 529  # samples, of every MP3 decoder (LAME's technical FAQ)
@@ -374,9 +376,8 @@ class _Frame:
         samples = 1152 if newest else 576
         kbit = _KBIT[3 if newest else 2][at_kbit]
         size = samples // 8 * kbit * 1000 // rates[at_rate] + (head[2] >> 1 & 1)
-        mono = head[3] >> 6 == 3
-        side = (17 if mono else 32) if newest else (9 if mono else 17)
-        return cls(head, size, samples, 4 + side)
+        is_mono = head[3] >> 6 == 3
+        return cls(head, size, samples, 4 + _SIDE_BYTES[newest, is_mono])
 
 
 def _mp3_frame(data: Bytes, start: int) -> int:

@@ -94,16 +94,11 @@ def loop_rows(
     With `in_float8` the studio's layers multiply in 8 bits; with `compiled` they are compiled, which is not counted.
     On CUDA also the share of the card's arithmetic that the step uses, and the kernels that take longest.
     """
-    device = (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
+    device = _device()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
-    plain = transformer = build(shape, layers, device, dtype)
+    plain = build(shape, layers, device, dtype)
+    transformer = plain
     if in_float8:
         transformer = copy.deepcopy(plain)
         model_offload.use_float8(transformer.layers, device)
@@ -121,9 +116,8 @@ def loop_rows(
             if thread:
                 thread.join()
                 results["studio"] = studio_step(transformer, inputs, True)
-        far = float(
-            (results["studio"] - results["stock"]).abs().max() / results["stock"].abs().max()
-        )
+        difference = (results["studio"] - results["stock"]).abs().max()
+        far = float(difference / results["stock"].abs().max())
         row = Row.of_both(
             f"loop, {shape}, {len(plain.layers)} layers, a {'float8 ' * in_float8}{'compiled ' * compiled}step",
             length,
@@ -137,15 +131,26 @@ def loop_rows(
             inputs.condition.states, inputs.condition.null, 1
         )
         row.more["peak MB"] = " / ".join(f"{peak_bytes(step) / 1e6:.0f}" for step in sides.values())
-        wide = dtype == torch.float32
-        song = estimate.SongSize(
-            length,
-            config=transformer.config,
-            number_bytes=4 if wide else 2,
-            condition=CONDITION_TOKENS,
-        )
-        row.more["expected MB"] = round(estimate.song_bytes(song) / 1e6)
+        row.more["expected MB"] = round(_expected_bytes(transformer, length, dtype) / 1e6)
         yield row
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def _expected_bytes(transformer: Any, seconds: float, dtype: torch.dtype) -> int:
+    song = estimate.SongSize(
+        seconds,
+        config=transformer.config,
+        number_bytes=dtype.itemsize,
+        condition=CONDITION_TOKENS,
+    )
+    return estimate.song_bytes(song)
 
 
 def cuda_facts(step: Callable[[], Any], seconds: float) -> dict[str, Any]:
@@ -186,7 +191,8 @@ def build(
         song_attention.use_windows(transformer)
         return transformer.eval().requires_grad_(False)
     sizes = dict(TRANSFORMERS[shape])
-    (heads, key_heads), channels = sizes.pop("heads"), sizes.pop("channels")
+    heads, key_heads = sizes.pop("heads")
+    channels = sizes.pop("channels")
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -269,7 +269,8 @@ def _write_language_model(
     model = filled(build, torch.Generator().manual_seed(0))
     if model.config.tie_word_embeddings:
         model.tie_weights()
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
 

@@ -115,7 +115,8 @@ def serve(sessions: int, folder: str) -> None:
     import served
 
     app.SESSIONS = sessions
-    served.AGE_SECONDS = served.SWEEP_SECONDS = PAGE_SECONDS
+    served.AGE_SECONDS = PAGE_SECONDS
+    served.SWEEP_SECONDS = PAGE_SECONDS
 
     def tell(*_: object) -> None:
         new = Path(folder, f"{INSIDE}.new")

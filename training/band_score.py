@@ -202,7 +202,11 @@ def _form(rng: np.random.Generator, lyrics: str, bars: int) -> list[tuple[str, i
     """Return (section, first bar, bar after the last): the bars spread by weight, in twos or fours if enough."""
     drawn = str(rng.choice(FORMS[max(fewest for fewest in FORMS if fewest <= bars)]))
     names = sections(lyrics) or drawn.split()
-    grain = 4 if bars >= 7 * len(names) else 2 if bars >= 3 * len(names) else 1
+    grain = 1
+    if bars >= 7 * len(names):
+        grain = 4
+    elif bars >= 3 * len(names):
+        grain = 2
     weights = np.cumsum([2 if name in ("verse", "chorus") else 1 for name in names])
     ends = (
         np.minimum(np.round(weights / weights[-1] * bars / grain) * grain, bars)
@@ -376,15 +380,12 @@ class _Writer:
         bar_seconds = 60 * self.beats / self.bpm
         often = bar_seconds > 2.6 and self.beats == 4
         rarely = bar_seconds < 1.7
-        pace = (
-            self.beats
-            if self.rng.random() < 0.5
-            else 2
-            if often
-            else 2 * self.beats
-            if rarely
-            else self.beats
-        )
+        pace = self.beats
+        if self.rng.random() >= 0.5:
+            if often:
+                pace = 2
+            elif rarely:
+                pace = 2 * self.beats
         chosen = {kind: str(self.rng.choice(progressions)) for kind in ("verse", "chorus")}
         degrees = []
         for name, first, last in self.spans:
@@ -433,6 +434,11 @@ def _captions(
     def draw(words: str) -> str:
         return str(rng.choice(words.split(", ")))
 
+    speed = ""
+    if bpm < 85:
+        speed = "slow"
+    elif bpm > 135:
+        speed = "fast"
     captions = []
     for number in rng.choice(len(tables.CAPTIONS), size=6, replace=False):
         played = [draw(words) for words in rng.permutation(names)]
@@ -443,7 +449,7 @@ def _captions(
                 tables.ENERGY_WORDS[energy] if energy != 1 and rng.random() < 0.7 else how.moods
             ),
             feel=draw(tables.SCALE_WORDS[scale]),
-            speed=draw(tables.TEMPO_WORDS["slow" if bpm < 85 else "fast" if bpm > 135 else ""]),
+            speed=draw(tables.TEMPO_WORDS[speed]),
             one=played[0],
             other=played[-1],
             some=" and ".join(", ".join(some).rsplit(", ", 1)),

@@ -141,8 +141,10 @@ class Engine:
         with tempfile.TemporaryDirectory() as folder:
             sounds = {}
             if source is not None:
-                sounds["source"] = words["source"] = str(Path(folder, "source.wav"))
-                audio_export.write_wav(sounds["source"], source)
+                path = str(Path(folder, "source.wav"))
+                audio_export.write_wav(path, source)
+                words["source"] = path
+                sounds["source"] = path
             request = parse_request(mode, words)
             job = SongJob(
                 request, (score.seed,), (0,), folder, sounds, settings=settle(request, "preview")
@@ -351,7 +353,8 @@ def longest_gap(samples: np.ndarray) -> float:
         audio_levels.is_silent(samples[:, start : start + block])
         for start in range(0, samples.shape[1], block)
     ]
-    longest = run = 0
+    longest = 0
+    run = 0
     for silent in quiet:
         run = run + 1 if silent else 0
         longest = max(longest, run)
@@ -407,10 +410,8 @@ def measure_vae(engine: Engine, scores: list[Score]) -> list[Line]:
         keys.append(
             [has_key(listening.key_ranking(sound)[0], score.key) for sound in (back, samples)]
         )
-    (tempo, true_tempo), (key, true_key) = (
-        np.mean(tempos, axis=0).tolist(),
-        np.mean(keys, axis=0).tolist(),
-    )
+    tempo, true_tempo = np.mean(tempos, axis=0).tolist()
+    key, true_key = np.mean(keys, axis=0).tolist()
     return [
         Line("VAE, tempo", tempo, at_least=0.95, ruler=true_tempo),
         Line("VAE, key", key, at_least=0.95, ruler=true_key),
@@ -599,11 +600,10 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two prompts, two steps: does it run?")
     arguments = parser.parse_args()
     folder = arguments.checkpoint or BUILT_IN[MODEL_VARIABLE]
-    sizes = (
-        (2, 1, 16, 10.0, 1)
-        if arguments.smoke
-        else tuple(vars(arguments)[n] for n in ("prompts", "edits", "pieces", "seconds", "long"))
-    )
+    given = arguments
+    sizes = (given.prompts, given.edits, given.pieces, given.seconds, given.long)
+    if arguments.smoke:
+        sizes = (2, 1, 16, 10.0, 1)
     engine = Engine(folder, arguments.quality, 2 if arguments.smoke else None)
     planned_by = None
     if arguments.planner:

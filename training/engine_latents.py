@@ -125,11 +125,9 @@ def latents_of(events: Events, ticks: int) -> np.ndarray:
         if frame < frames:
             out[frame, HITS.start + number] = level / 2
             out[frame, MOMENT] = MOMENTS[tick % FRAME_TICKS]
-    out[:, BASS], out[:, CHORDS], out[:, LEAD] = (
-        pitches[0] @ pitch_circles(),
-        pitches[1],
-        pitches[2] @ pitch_circles(),
-    )
+    out[:, BASS] = pitches[0] @ pitch_circles()
+    out[:, CHORDS] = pitches[1]
+    out[:, LEAD] = pitches[2] @ pitch_circles()
     players = events.instruments
     out[:, PLAYER_NUMBERS["bass"]] = INSTRUMENTS["bass"].index(players["bass"]) / 1.5 - 1
     for role in ("chords", "lead"):
@@ -149,7 +147,8 @@ def clock(frames: int) -> np.ndarray:
     slow = np.where(np.arange(frames) % 2 == 0, 1.0, 0.25)[:, None]
     angles = 2 * np.pi * seconds * slow * turns[None] / 60
     out = np.zeros((frames, LATENTS), np.float32)
-    out[:, 0::2], out[:, 1::2] = np.cos(angles), np.sin(angles)
+    out[:, 0::2] = np.cos(angles)
+    out[:, 1::2] = np.sin(angles)
     return out
 
 

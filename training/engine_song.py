@@ -104,7 +104,8 @@ KEPT_TIME = {"restarts_after": [12, 20], "view": 10}
 """Seconds: after how many the clock starts again in long songs, and how far attention reaches (song_clock.py)."""
 CHANNELS = torch.ones(LATENTS)
 """What an error of each latent counts: styles are told apart by who plays, and by the drums."""
-CHANNELS[HITS], CHANNELS[PLAYERS] = 2.0, 4.0
+CHANNELS[HITS] = 2.0
+CHANNELS[PLAYERS] = 4.0
 CHANNELS /= CHANNELS.mean()
 
 
@@ -442,7 +443,8 @@ class CodesStage:
         self.module = build_codes().to(device)
         if saved:
             self.module.load_state_dict(saved["live"])
-        self.averaged = self.trained = dict(self.module.named_parameters())
+        self.trained = dict(self.module.named_parameters())
+        self.averaged = self.trained
         self.facts: dict[str, Any] = {}
 
     def is_matrix(self, name: str) -> bool:
@@ -771,13 +773,11 @@ def _new_region(rng: np.random.Generator, frames: int) -> torch.Tensor:
     """Return a mask [frames, 1] that is 1 in a middle, at the end (extend) or at the start."""
     length = int(frames * rng.uniform(0.15, 0.7))
     where = rng.random()
-    start = (
-        int(rng.integers(frames - length + 1))
-        if where < 0.35
-        else frames - length
-        if where < 0.9
-        else 0
-    )
+    start = 0
+    if where < 0.35:
+        start = int(rng.integers(frames - length + 1))
+    elif where < 0.9:
+        start = frames - length
     mask = torch.zeros(frames, 1)
     mask[start : start + length] = 1
     return mask

@@ -170,7 +170,8 @@ class Training:
         )
         began = clock()
         before = self.spent
-        logged = saved = self.spent
+        logged = self.spent
+        saved = self.spent
         try:
             while self.share < 1:
                 self._one_step()
@@ -439,7 +440,11 @@ def main() -> None:
         signal.signal(number, signal.default_int_handler)
 
     steps = SMOKE_STEPS if arguments.smoke else None
-    stages = [arguments.stage] if arguments.stage else ["song"] if arguments.begin else list(STAGES)
+    stages = list(STAGES)
+    if arguments.stage:
+        stages = [arguments.stage]
+    elif arguments.begin:
+        stages = ["song"]
     if arguments.begin:
         begin(arguments.begin, arguments.state, arguments.smoke)
     try:

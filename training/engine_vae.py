@@ -380,7 +380,10 @@ def _turned(omega: np.ndarray, frames: int) -> torch.Tensor:
     out = np.zeros((2 * len(omega), 2 * len(omega)), np.float32)
     p = 2 * np.arange(len(omega))
     q = 2 * np.arange(len(omega)) + 1
-    out[p, p], out[q, q], out[p, q], out[q, p] = cosine, cosine, sine, -sine
+    out[p, p] = cosine
+    out[q, q] = cosine
+    out[p, q] = sine
+    out[q, p] = -sine
     return torch.from_numpy(out)
 
 
@@ -442,7 +445,8 @@ class DecoderStage:
             self.module = Decoder()
             start_as_tone_wheels(self.module, self.scale)
         self.module.to(device)
-        self.averaged = self.trained = dict(self.module.named_parameters())
+        self.trained = dict(self.module.named_parameters())
+        self.averaged = self.trained
         self.facts = {"scale": self.scale}
         self.held = self.draw(np.random.default_rng(99), 2 if smoke else 24, 50, held=True)
 
@@ -460,10 +464,12 @@ class DecoderStage:
             which = rng.random()
             if held:
                 stems = ("chords", "lead") if number % 2 else STEMS
+            elif which < 0.45:
+                stems = ("chords", "lead")
+            elif which < 0.6:
+                stems = ("bass",)
             elif which < 0.7:
-                stems = (
-                    ("chords", "lead") if which < 0.45 else ("bass",) if which < 0.6 else ("drums",)
-                )
+                stems = ("drums",)
             if rng.random() < 0.25 and not held:
                 events = piece(FIRST_TRAINING_SEED + int(rng.integers(PIECES)))
                 start = FRAME_TICKS * int(rng.integers(0, 500 - frames))
@@ -522,7 +528,8 @@ class EncoderStage:
             some = self.draw(np.random.default_rng(98), 4 if smoke else 64, 48)[0]
             spread = some.flatten(0, 1).std(0).clamp(min=0.05).cpu()
             self.facts = {"std": spread, "inscale": usual_sizes() ** 0.7}
-        self.averaged = self.trained = dict(self.module.named_parameters())
+        self.trained = dict(self.module.named_parameters())
+        self.averaged = self.trained
         self.held = self.draw(np.random.default_rng(99), 2 if smoke else 16, 100, held=True)
 
     def is_matrix(self, name: str) -> bool:
@@ -684,7 +691,8 @@ def states_of(
     vae: nn.Module, centre: torch.Tensor, spread: torch.Tensor
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the weights and facts of the decoder and the encoder that `oobleck` wrote, so that they can train on."""
-    (low, middle, last), first = vae.decoder.block, vae.decoder.conv1
+    low, middle, last = vae.decoder.block
+    first = vae.decoder.conv1
     decoder = Decoder(first.out_channels, low.conv_t1.out_channels)
     _take(decoder.inp, first)
     taps = decoder.inp.weight.reshape(first.kernel_size[0], LATENTS, -1) / spread[:, None]
@@ -756,11 +764,10 @@ def _filters(like: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Return the bank as the kernel of a strided layer: its first two channels are the waves, left and right."""
     kernel = torch.zeros_like(like)
     rows = torch.from_numpy(bank()) * 2**-0.5
-    kernel[:BANDS, 0] = kernel[:BANDS, 1] = rows
-    kernel[BANDS:COEFFICIENTS, 0], kernel[BANDS:COEFFICIENTS, 1] = (
-        rows[:SIDE_BANDS],
-        -rows[:SIDE_BANDS],
-    )
+    kernel[:BANDS, 0] = rows
+    kernel[:BANDS, 1] = rows
+    kernel[BANDS:COEFFICIENTS, 0] = rows[:SIDE_BANDS]
+    kernel[BANDS:COEFFICIENTS, 1] = -rows[:SIDE_BANDS]
     kernel[:COEFFICIENTS] *= sizes[:, None, None]
     return kernel
 
@@ -805,5 +812,6 @@ def _straighten(snake: nn.Module) -> None:
 def _put_tap(layer: nn.Module) -> None:
     """Let a convolution of seven taps pass two channels on unchanged."""
     weight = torch.zeros_like(layer.weight_v)
-    weight[0, 0, 3] = weight[1, 1, 3] = 1.0
+    weight[0, 0, 3] = 1.0
+    weight[1, 1, 3] = 1.0
     _put(layer, weight, None if layer.bias is None else torch.zeros_like(layer.bias))

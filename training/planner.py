@@ -329,7 +329,8 @@ class Training:
         os.replace(aside, self.path)
 
     def run(self, updates: int, minutes: float) -> None:
-        began = saved = time.monotonic()
+        began = time.monotonic()
+        saved = began
         while self.updates < updates:
             self._step()
             now = time.monotonic()

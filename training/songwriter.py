@@ -228,7 +228,8 @@ class Training:
 
     def run(self, passes: int, minutes: float) -> None:
         """Train until `passes` are done or `minutes` (0: any number) have gone by, and save now and then."""
-        began = saved = time.monotonic()
+        began = time.monotonic()
+        saved = began
         while self.passes < passes:
             ended = self.step()
             now = time.monotonic()
