@@ -70,15 +70,19 @@ def chosen_model(
 ) -> SongModelStatus | None:
     """Return the song model whose kind a caller's name for it tells, None for the studio's own.
 
-    A `task` with tracks takes the one that was trained for them if none is named.
+    A `task` with tracks takes the one that was trained for them if none is named; the studio's own is
+    returned where it is named instead.
     """
-    others = [model for model in models if model.state != "missing" and not model.own]
+    needs_tracks = task.lower() in TASKS_WITH_TRACKS
     wanted = asked.lower()
-    if not asked and task.lower() in TASKS_WITH_TRACKS:
+    if needs_tracks and not asked:
         wanted = "base"
-    for model in others:
-        if model.kind in wanted:
+    here = [model for model in models if model.state != "missing" and model.kind in wanted]
+    for model in here:
+        if not model.own:
             return model
+    if here and needs_tracks and asked:
+        return here[0]
     return None
 
 

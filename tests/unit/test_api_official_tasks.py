@@ -56,6 +56,7 @@ def test_a_model_is_chosen_by_its_kind_and_takes_its_own_steps():
     stems = (*models[:2], here("base"))
     assert tasks.chosen_model("", stems, "lego") is stems[2]
     assert tasks.chosen_model("turbo", stems, "lego") is models[1]
+    assert tasks.chosen_model("acestep-v15-xl-sft", stems, "lego") is models[0]
     assert tasks.chosen_model("", stems, "repaint") is None
     assert tasks.chosen_model("", models, "lego") is None
     values = Values({"prompt": "jazz", "inference_steps": 8})
