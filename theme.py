@@ -57,11 +57,8 @@ SCRIPTS = (
     "drops",
 )
 STYLES = ("studio", "faces", "takes", "latest")  # in Gradio's style sheet
-HEAD_STYLES = (
-    "player",
-    "stage",
-    "motion",
-)  # in the head of the page, where Gradio leaves them alone
+# In the head of the page, where Gradio leaves them alone.
+HEAD_STYLES = ("player", "stage", "motion")
 
 LOOK = tomllib.loads((STATIC / "theme.toml").read_text(encoding="utf-8"))
 # Players draw on a canvas, which ignores the theme: these two stand out from either surface.
