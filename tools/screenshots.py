@@ -105,66 +105,89 @@ def walk(
 
     `slow` sees to it that the next run lasts until it is cancelled, `fast` that the one after it is made.
     """
-
-    def part(name: str) -> Any:
-        return page.locator(f"#{mode}-{name}")
-
     page.locator(f'#studio-tabs [data-tab-id="{mode}"]').click()
-    part("go").wait_for()
-    if mode == "generate":
-        part("faces").get_by_role("button", name="Simple").click()
-        settle(page)
-        yield "simple"
-        part("faces").get_by_role("button", name="Custom").click()
-    settle(page)
-    yield "empty"
-    part("go").click()
-    part("problems").get_by_role("alert").wait_for()
-    settle(page)
-    yield "problems"
-    if mode != "lyrics":
-        if mode != "generate":
-            part("source").locator("input[type=file]").set_input_files(song)
-            part("source").locator("time").last.wait_for(state="attached")
-        fold(page, mode, opened=False)
-    if mode == "generate":
-        part("shelf").get_by_role("button", name=f"Play {CHIPS[mode]}").click()
-        part("shelf").get_by_role("button", name=f"Make one like “{CHIPS[mode]}”").click()
-    else:
-        part("panel").get_by_role("button", name=CHIPS[mode], exact=True).click()
-    if mode == "edit":
-        part("start").locator("input").fill("1")
-        part("end").locator("input").fill("2.5")
+    part(page, mode, "go").wait_for()
+    yield from _empty(page, mode)
+    _fill(page, mode, song)
     settle(page)
     yield "filled"
     fold(page, mode)
     settle(page)
     yield "open"
     slow(page, mode)
-    part("go").click()
-    part("progress").locator('[data-state="running"]').get_by_text(
-        re.compile("step|tokens")
-    ).first.wait_for(state="attached")  # in a wide window the song's card says it
+    yield from _cancelled_run(page, mode)
+    fast(page, mode)
+    yield from _finished_run(page, mode)
+
+
+def part(page: Any, mode: str, name: str) -> Any:
+    return page.locator(f"#{mode}-{name}")
+
+
+def _empty(page: Any, mode: str) -> Iterator[str]:
+    """Show a tab as it is on a first visit, and what it says when it is sent like that."""
+    if mode == "generate":
+        part(page, mode, "faces").get_by_role("button", name="Simple").click()
+        settle(page)
+        yield "simple"
+        part(page, mode, "faces").get_by_role("button", name="Custom").click()
+    settle(page)
+    yield "empty"
+    part(page, mode, "go").click()
+    part(page, mode, "problems").get_by_role("alert").wait_for()
+    settle(page)
+    yield "problems"
+
+
+def _fill(page: Any, mode: str, song: Path) -> None:
+    """Fill the tab with its source and an example."""
+    if mode not in ("generate", "lyrics"):
+        source = part(page, mode, "source")
+        source.locator("input[type=file]").set_input_files(song)
+        source.locator("time").last.wait_for(state="attached")
+    if mode != "lyrics":
+        fold(page, mode, opened=False)
+    chip = CHIPS[mode]
+    if mode == "generate":
+        shelf = part(page, mode, "shelf")
+        shelf.get_by_role("button", name=f"Play {chip}").click()
+        shelf.get_by_role("button", name=f"Make one like “{chip}”").click()
+    else:
+        part(page, mode, "panel").get_by_role("button", name=chip, exact=True).click()
+    if mode == "edit":
+        part(page, mode, "start").locator("input").fill("1")
+        part(page, mode, "end").locator("input").fill("2.5")
+
+
+def _cancelled_run(page: Any, mode: str) -> Iterator[str]:
+    """Start a run and cancel it; a quick writer may be done by then."""
+    part(page, mode, "go").click()
+    progress = part(page, mode, "progress")
+    running = progress.locator('[data-state="running"]').get_by_text(re.compile("step|tokens"))
+    running.first.wait_for(state="attached")  # in a wide window the song's card says it
     fold(page, mode, opened=False)
     yield "running"
     page.keyboard.press("Escape")
-    ended = part("progress").locator('[data-state="stopped"], [data-state="done"]')
+    ended = progress.locator('[data-state="stopped"], [data-state="done"]')
     ended.wait_for()
-    # A quick writer may be done by then.
-    stopped = ended.get_attribute("data-state") == "stopped"
-    if stopped:
+    if ended.get_attribute("data-state") == "stopped":
         settle(page)
         yield "cancelled"
-    fast(page, mode)
-    part("go").click()
-    if not stopped:
-        part("progress").locator('[data-state="running"]').wait_for()
-    part("progress").locator('[data-state="done"]').wait_for()
+
+
+def _finished_run(page: Any, mode: str) -> Iterator[str]:
+    """Start a run and show what it has made."""
+    progress = part(page, mode, "progress")
+    was_done = progress.locator('[data-state="done"]').count() > 0
+    part(page, mode, "go").click()
+    if was_done:  # by the run before
+        progress.locator('[data-state="running"]').wait_for()
+    progress.locator('[data-state="done"]').wait_for()
     fold(page, mode, opened=False)
     settle(page)
     yield "result"
     if mode != "lyrics":
-        part("record").locator("summary").click()
+        part(page, mode, "record").locator("summary").click()
         settle(page)
         yield "record"
 
