@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,3 +29,11 @@ def difference(made: torch.Tensor, plain: torch.Tensor) -> float:
     if not math.isfinite(error) or not math.isfinite(length):
         return math.nan
     return error / max(length, 1e-30)
+
+
+def largest(differences: Iterable[float]) -> float:
+    """Return the largest of some differences, NaN if any of them is."""
+    found = list(differences)
+    if any(math.isnan(each) for each in found):
+        return math.nan
+    return max(found)

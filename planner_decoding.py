@@ -408,7 +408,8 @@ class CodeWriter:
 
     Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text
     is not among them: it is barred until the last code and certain after it. `prompts` are the
-    conditional and the unconditional one; without guidance (1) the second is left out.
+    conditional and the unconditional one; without guidance (1) the second is left out. With
+    `launches` the same steps are launched one by one where they would be recorded and replayed.
     """
 
     def __init__(
@@ -418,12 +419,14 @@ class CodeWriter:
         prompts: tuple[Sequence[int], Sequence[int]],
         seeds: Sequence[int],
         count: int,
-        draw: Draw,
+        draw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         guidance: float = 2.0,
+        launches: bool = False,
     ):
         import torch
 
         self._draw = draw
+        self._launches = launches
         self._guidance = guidance
         self._takes = len(seeds)
         self._count = count
@@ -476,7 +479,9 @@ class CodeWriter:
     def _advance_recorded(self, layers: CachedLayers) -> None:
         """Advance with one graph per stretch of the cache: its first step warms up, its second is recorded."""
         end = stretch_end(layers.position)
-        if end != self._end:
+        if self._launches:
+            self._step(layers)
+        elif end != self._end:
             self._end = end
             self._replay = None
             warm_up(lambda: self._step(layers))

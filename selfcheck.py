@@ -5,7 +5,8 @@ plan is made with it, each path is computed both ways, at the model's own shapes
 process, and the status says so; what was found is remembered in a file of the cache folder, under a key of the
 combination. The same comparisons time the machine, for estimate.py.
 
-Each check takes the fewest layers that show a difference: one layer of each kind, a few seconds of music, two tiles.
+Each check takes the fewest layers that show a difference, one of each kind, and the lengths at which a path can go
+wrong: attention over several blocks, music that is longer than a tile of the VAE, codes over the end of a recording.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 import os
 import platform
 import re
+import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,6 +50,7 @@ from model_weights import Weights
 from record import library_versions
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 log = logging.getLogger("studio")
@@ -80,7 +83,10 @@ REPORTED = ("cancel",)
 ROWS = 2
 CONDITION = 60  # tokens
 PROMPT = 12  # tokens that the planner reads at once
-CODES = 6  # that it draws recorded and not
+# So many that recorded steps go on into the next stretch of the cache, for which they are recorded again.
+LONG_PROMPT = planner_layers.STRETCH - 3
+CODES = 8  # that are drawn recorded and not: four to the end of the stretch, and four beyond
+BEYOND_TILE = 8  # frames by which music is longer than a tile of the VAE
 
 
 @dataclass(frozen=True)
@@ -136,15 +142,18 @@ def song_model(loaded: models.Models, pipe: Any) -> Generator[Progress]:
     The built-in engine on a processor is the one that every developer's tests run: its first song
     need not wait for that.
     """
+    if not wanted() or getattr(pipe.transformer, "proven", False):
+        return
     kind = loaded.device().kind
-    usual = loaded.current.is_built_in_engine and kind == "cpu"
-    if not wanted() or usual or getattr(pipe.transformer, "proven", False):
+    if loaded.current.is_built_in_engine and kind == "cpu":
+        _follow_compiling(loaded, pipe.transformer)
         return
     yield from _prove_song(loaded, pipe)
 
 
 def _prove_song(loaded: models.Models, pipe: Any) -> Generator[Progress]:
     kind = loaded.device().kind
+    _follow_compiling(loaded, pipe.transformer)
 
     def times() -> dict[str, float]:
         return {
@@ -155,6 +164,39 @@ def _prove_song(loaded: models.Models, pipe: Any) -> Generator[Progress]:
 
     yield from _prove(loaded, "song", song_checks(pipe, kind), times)
     pipe.transformer.proven = True
+
+
+def _follow_compiling(loaded: models.Models, transformer: Any) -> None:
+    """Treat what is found about layers that are compiled after a song, and was found before, like any check."""
+    compiled = getattr(transformer, "compiled", None)
+    if not isinstance(compiled, song_compilation.Compiled):
+        return
+    facts = facts_of(loaded)
+    check = _compiled_check(transformer)
+    known = _findings_in(_read().get(_entry_name(facts, "song"), {})).get(check.path)
+    if known and not known.agrees:
+        _switch_off(loaded, check, known)
+        return
+
+    def compared(difference: float, seconds: float) -> None:
+        figure = difference if math.isfinite(difference) else None
+        finding = Finding(check.path, figure, check.bound, round(seconds, 3))
+        _add(facts, "song", finding)
+        if not finding.agrees:
+            _switch_off(loaded, check, finding)
+
+    compiled.compared = compared
+
+
+def _compile_now(transformer: Any) -> Iterator[None]:
+    """Compile what a guided song needs without waiting for one, if the setting asks for it."""
+    compiled = getattr(transformer, "compiled", None)
+    if isinstance(compiled, song_compilation.Compiled):
+        compiled.pick(ROWS, _block_and_more(transformer), 1)
+        thread = compiled.warm_up()
+        if thread:
+            thread.join()
+    yield from ()
 
 
 def planner(loaded: models.Models, plans: Any) -> Generator[Progress]:
@@ -188,13 +230,8 @@ def plan(loaded: models.Models, name: str) -> Generator[Progress, None, bool]:
 
 def distrust_half(loaded: models.Models) -> None:
     """Remember that half precision, which agreed, did not hold the numbers of a song."""
-    facts = facts_of(loaded)
-    key = _entry_name(facts, "song")
-    entry = _read().get(key, {})
-    known = _findings_in(entry)
-    known["half"] = Finding("half", None, agreement.BOUNDS["float16"], 0.0)
+    _add(facts_of(loaded), "song", Finding("half", None, agreement.BOUNDS["float16"], 0.0))
     loaded.distrusted["half"] = WORDS["half"]
-    _remember(key, facts, known, entry.get("measured", {}))
 
 
 def due_seconds(loaded: models.Models) -> int:
@@ -281,7 +318,9 @@ def everything(loaded: models.Models, placing: model_memory.Placing) -> Iterator
         yield from _found_by(loaded, plan(loaded, name))
     placing.begin_typical()
     placing.for_song()
+    # Without a name for the pipeline, which would keep it in memory while the planner is loaded.
     yield from _found_by(loaded, _prove_song(loaded, loaded.pipeline()))
+    yield from _found_by(loaded, _compile_now(loaded.pipeline().transformer))
     if loaded.planner.weights.folder is not None:
         placing.for_planning()
         found = loaded.planner.get()
@@ -319,8 +358,7 @@ def _transformer_checks(pipe: Any, kind: str) -> Iterator[Check]:
     avoid_condition = partial(_avoid, transformer, "condition")
     yield Check("condition", near, lambda: _condition(pipe), avoid_condition)
     if _compiled_layer(transformer):
-        use_plain_layers = partial(_no_compiled, transformer)
-        yield Check("compiled", near, lambda: _compiled(transformer), use_plain_layers)
+        yield _compiled_check(transformer)
 
 
 def _vae_checks(pipe: Any, kind: str) -> Iterator[Check]:
@@ -427,11 +465,7 @@ def _keep(made: dict[str, torch.Tensor], name: str) -> Callable[[Any, Any, torch
 
 
 def _largest_difference(made: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> float:
-    """Return the largest difference; NaN if any is."""
-    found = [agreement.difference(made[name], plain[name]) for name in plain]
-    if any(math.isnan(each) for each in found):
-        return math.nan
-    return max(found)
+    return agreement.largest(agreement.difference(made[name], plain[name]) for name in plain)
 
 
 def _could_be_half(transformer: Any) -> bool:
@@ -472,9 +506,7 @@ def _condition(pipe: Any) -> float:
                 pipe, _condition_of(pipe.transformer, seed), frozenset({"condition"}), step
             )
             found.append(_largest_difference(made, plain))
-    if any(math.isnan(each) for each in found):
-        return math.nan
-    return max(found)
+    return agreement.largest(found)
 
 
 def _avoid(transformer: Any, path: str) -> None:
@@ -486,20 +518,23 @@ def _compiled_layer(transformer: Any) -> Any:
     compiled = getattr(transformer, "compiled", None)
     if compiled is None:
         return None
-    picked = compiled.pick(ROWS, 4 * transformer.config.sliding_window + 1, 1)
+    picked = compiled.pick(ROWS, _block_and_more(transformer), 1)
     return None if picked is song_attention.compute_layer else picked
 
 
-def _compiled(transformer: Any) -> float:
-    import torch
+def _block_and_more(transformer: Any) -> int:
+    """Return the fewest tokens for which layers are compiled."""
+    return 4 * transformer.config.sliding_window + 1
 
-    x, tables, temb, condition = song_compilation.sample(transformer, ROWS, 1)
-    layer = transformer.layers[0]
-    heads = song_attention.condition_heads(layer, condition)
-    compute = _compiled_layer(transformer)
-    with torch.no_grad():
-        plain = song_attention.compute_layer(layer, x.clone(), tables, temb, heads, 1)
-        return agreement.difference(compute(layer, x.clone(), tables, temb, heads, 1), plain)
+
+def _compiled_check(transformer: Any) -> Check:
+    near = agreement.bound(transformer.dtype)
+    use_plain_layers = partial(_no_compiled, transformer)
+    return Check("compiled", near, lambda: _compiled(transformer), use_plain_layers)
+
+
+def _compiled(transformer: Any) -> float:
+    return song_compilation.difference_of(transformer, _compiled_layer(transformer), ROWS, 1)
 
 
 def _no_compiled(transformer: Any) -> None:
@@ -513,24 +548,70 @@ def _latents(pipe: Any, frames: int) -> torch.Tensor:
     return _noise(7, 1, frames, pipe.transformer.config.audio_acoustic_hidden_dim)
 
 
-def _decoded(pipe: Any, latents: torch.Tensor, tile: int) -> torch.Tensor:
-    """Return the samples of `latents`, in tiles of so many frames."""
+def _sound(pipe: Any, samples: int) -> np.ndarray:
+    return (0.1 * _noise(8, 2, samples)).numpy()
+
+
+def _decoded(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return the samples of `latents`, in the tiles that songs use."""
     import torch
 
-    usual = pipe.vae.tile_latent_min_length
-    pipe.vae.tile_latent_min_length = tile
-    try:
-        parts = [samples for _, _, samples in song_codec.decode_latents(pipe, latents)]
-    finally:
-        pipe.vae.tile_latent_min_length = usual
+    parts = [samples for _, _, samples in song_codec.decode_latents(pipe, latents)]
     return torch.cat(parts, dim=-1)
 
 
+def _encoded(pipe: Any, samples: np.ndarray) -> torch.Tensor:
+    """Return the latents of `samples`, in the tiles that songs use."""
+    work = song_codec.encode(pipe, samples, "reading")
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+@contextlib.contextmanager
+def _tiles_of_any_length(pipe: Any) -> Iterator[Any]:
+    """Give what computes anything in one tile: `pipe`, or one on the processor where tiles have to be short."""
+    vae = pipe.vae
+    if song_vae.has_short_tiles(vae):
+        vae = song_codec.on_processor(vae)
+        pipe = SimpleNamespace(
+            vae=vae,
+            transformer=pipe.transformer,
+            sample_rate=pipe.sample_rate,
+            latents_per_second=pipe.latents_per_second,
+            _execution_device=vae.device,
+        )
+    lengths = (vae.tile_latent_min_length, vae.tile_sample_min_length)
+    vae.tile_latent_min_length = 10 * lengths[0]
+    vae.tile_sample_min_length = 10 * lengths[1]
+    try:
+        yield pipe
+    finally:
+        vae.tile_latent_min_length, vae.tile_sample_min_length = lengths
+
+
 def _tiles(pipe: Any) -> float:
-    overlap = pipe.vae.tile_latent_overlap
-    tile = 2 * overlap + 8
-    latents = _latents(pipe, tile + 8)
-    return agreement.difference(_decoded(pipe, latents, tile), _decoded(pipe, latents, 2 * tile))
+    """Compare music that is a little longer than a tile, decoded and encoded in tiles, with the same in one."""
+    vae = pipe.vae
+    latents = _latents(pipe, vae.tile_latent_min_length + BEYOND_TILE)
+    sound = _sound(pipe, vae.tile_sample_min_length + BEYOND_TILE * vae.hop_length)
+    decoded = _decoded(pipe, latents)
+    encoded = _encoded(pipe, sound)
+    with _tiles_of_any_length(pipe) as whole:
+        plain_decoded = _decoded(whole, latents)
+        plain_encoded = _encoded(whole, sound)
+    overlap = song_vae.seen_frames(vae.config.downsampling_ratios)
+    of_samples = _largest_part(decoded, plain_decoded, overlap * vae.hop_length)
+    of_latents = _largest_part(encoded.mT, plain_encoded.mT, overlap)
+    return agreement.largest([of_samples, of_latents])
+
+
+def _largest_part(made: torch.Tensor, plain: torch.Tensor, length: int) -> float:
+    """Return the largest difference of parts of that length, because a seam touches no more."""
+    parts = zip(made.split(length, dim=-1), plain.split(length, dim=-1), strict=True)
+    return agreement.largest(agreement.difference(*each) for each in parts)
 
 
 def _pieces(pipe: Any) -> float:
@@ -543,15 +624,34 @@ def _pieces(pipe: Any) -> float:
         return agreement.difference(decoder(latents), type(decoder).forward(decoder, latents))
 
 
+PART = 16  # frames
+
+
 def _vae(pipe: Any) -> float:
+    """Compare the beginning, the middle and the end of a whole tile with these parts alone, from the processor."""
     import torch
 
-    latents = _latents(pipe, 32)
-    made = _decoded(pipe, latents, 64)
-    copy = song_codec.on_processor(pipe.vae)
-    with torch.no_grad():
-        plain = copy.decode(latents.transpose(1, 2).to(copy.dtype)).sample[0].float()
-    return agreement.difference(made, plain)
+    vae = pipe.vae
+    frames = vae.tile_latent_min_length
+    overlap = song_vae.seen_frames(vae.config.downsampling_ratios)
+    latents = _latents(pipe, frames)
+    made = _decoded(pipe, latents)
+    copy = song_codec.on_processor(vae)
+    found = []
+    for start in (0, (frames - PART) // 2, frames - PART):
+        first = max(start - overlap, 0)
+        seen = latents[:, first : start + PART + overlap].transpose(1, 2)
+        with torch.no_grad():
+            plain = copy.decode(seen.to(copy.dtype)).sample[0].float()
+        inside = (start - first) * vae.hop_length
+        samples = PART * vae.hop_length
+        place = start * vae.hop_length
+        found.append(
+            agreement.difference(
+                made[:, place : place + samples], plain[:, inside : inside + samples]
+            )
+        )
+    return agreement.largest(found)
 
 
 # --- the same again ---------------------------------------------------------------------------------------------------
@@ -559,10 +659,14 @@ def _vae(pipe: Any) -> float:
 
 def _repeats(pipe: Any) -> float:
     """Compute the same twice: a seed has to mean the same song. Where it does not, sums in a fixed order may help."""
-    first, second = (_pass(pipe, _condition_of(pipe.transformer, 3), frozenset()) for _ in range(2))
+    first = _pass(pipe, _condition_of(pipe.transformer, 3), frozenset())
+    second = _pass(pipe, _condition_of(pipe.transformer, 3), frozenset())
     latents = _latents(pipe, 16)
-    sounds = [_decoded(pipe, latents, 64) for _ in range(2)]
-    return max(_largest_difference(first, second), agreement.difference(*sounds))
+    sound = _decoded(pipe, latents)
+    same_sound = _decoded(pipe, latents)
+    return agreement.largest(
+        [_largest_difference(second, first), agreement.difference(same_sound, sound)]
+    )
 
 
 def _sum_in_order() -> None:
@@ -715,7 +819,7 @@ def _offload(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> float:
         for _ in range(2):
             made.append(layer(x))
             other(x)
-    return max(agreement.difference(each, plain) for each in made)
+    return agreement.largest(agreement.difference(each, plain) for each in made)
 
 
 def _stored8(
@@ -735,9 +839,7 @@ def _stored8(
             plain = layer(x)
             model_offload.cast_on_use(layer, torch.float8_e4m3fn, dtype)
             found += [agreement.difference(layer(x), plain) for _ in range(2)]
-    if any(math.isnan(each) for each in found):
-        return math.nan
-    return max(found)
+    return agreement.largest(found)
 
 
 def _computed8(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> float:
@@ -764,7 +866,7 @@ def planner_checks(model: Any, code_ids: torch.Tensor) -> list[Check]:
         checks.append(
             Check(
                 "recorded",
-                0.0,
+                near,
                 lambda: _recorded(model, code_ids),
                 lambda: planner_decoding.RECORDED.discard(model.device.type),
             )
@@ -795,53 +897,79 @@ def _joined(model: Any) -> float:
             together = (x @ joined.T).split([len(weight) for weight in weights], dim=-1)
             for made, weight in zip(together, weights, strict=True):
                 found.append(agreement.difference(made, x @ weight.T))
-    if any(math.isnan(each) for each in found):
-        return math.nan
-    return max(found)
+    return agreement.largest(found)
 
 
 def _planner(model: Any) -> float:
-    """Compare what both read at once and token by token, the second row padded, beyond a stretch of the cache's."""
+    """Compare what both read at once and token by token, the second row padded.
+
+    Where steps are recorded, those are compared as well, over the end of a stretch of the cache.
+    """
+    found = _steps(model, PROMPT, 2, recordable=False)
+    if model.device.type in planner_decoding.RECORDED:
+        found += _steps(model, LONG_PROMPT, CODES - 1, recordable=True)
+    return agreement.largest(found)
+
+
+def _steps(model: Any, prompt: int, count: int, recordable: bool) -> list[float]:
+    """Compare what our layers and those of transformers give for a prompt of that length and each token after it."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(5, 500, (ROWS, PROMPT), generator=generator).to(model.device)
-    pads = [0, PROMPT // 2]
-    found = []
-    ours = planner_layers.CachedLayers(model, pads, PROMPT + 2)
+    tokens = torch.randint(5, 500, (ROWS, prompt + count), generator=generator).to(model.device)
+    pads = [0, prompt // 2]
+    ours = planner_layers.CachedLayers(model, pads, prompt + count)
     plain = planner_layers.PlainLayers(model, pads)
-    for some in (tokens, tokens[:, :1], tokens[:, 1:2]):
-        found.append(agreement.difference(ours.read(some), plain.read(some)))
-    if any(math.isnan(each) for each in found):
-        return math.nan
-    return max(found)
+    found = [agreement.difference(ours.read(tokens[:, :prompt]), plain.read(tokens[:, :prompt]))]
+    for token in tokens[:, prompt:].split(1, dim=1):
+        if recordable:
+            made = ours.step(token, torch.tensor([ours.position], device=model.device))
+            ours.position += 1
+        else:
+            made = ours.read(token)
+        found.append(agreement.difference(made, plain.read(token)))
+    return found
+
+
+class _Drawer:
+    """Draws codes by chance alone, so that rounding changes none, and keeps the logits [codes, takes, N]."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self.logits: Any = None
+
+    def __call__(self, logits: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        """Return one index for each row of `logits`; it can be recorded from the second call on."""
+        import torch
+
+        if self.logits is None:
+            self.logits = torch.zeros((self._count, *logits.shape), device=logits.device)
+            self._number = torch.zeros(1, dtype=torch.long, device=logits.device)
+        self.logits.index_copy_(0, self._number, logits[None])
+        self._number += 1
+        last = logits.shape[1] - 1
+        return (chance[:, 0] * last).long()
 
 
 def _recorded(model: Any, code_ids: torch.Tensor) -> float:
-    """Return 0 if recorded steps draw the codes of plain ones, else the share of other codes."""
-    recorded, plain = (_codes(model, code_ids, each) for each in (True, False))
-    return float((recorded != plain).float().mean())
+    """Compare steps that are replayed with the same steps, launched one by one, over the end of a recording."""
+    replayed = _logits(model, code_ids, launches=False)
+    launched = _logits(model, code_ids, launches=True)
+    return agreement.largest(map(agreement.difference, replayed, launched))
 
 
-def _codes(model: Any, code_ids: torch.Tensor, recorded: bool) -> torch.Tensor:
-    kind = model.device.type
-    before = kind in planner_decoding.RECORDED
-    if not recorded:
-        planner_decoding.RECORDED.discard(kind)
-    try:
-        prompts = (list(range(5, 5 + PROMPT)), [5, 6])
-        writer = planner_decoding.CodeWriter(
-            model, code_ids, prompts, (1,), CODES, planner_decoding.Draw(1.0)
-        )
-        events = writer.run()
-        while True:
-            try:
-                next(events)
-            except StopIteration as end:
-                return end.value
-    finally:
-        if before:
-            planner_decoding.RECORDED.add(kind)
+def _logits(model: Any, code_ids: torch.Tensor, launches: bool) -> torch.Tensor:
+    import torch
+
+    tokens = torch.randint(5, 500, (LONG_PROMPT,), generator=torch.Generator().manual_seed(1))
+    prompts = (tokens.tolist(), [5, 6])
+    drawer = _Drawer(CODES)
+    writer = planner_decoding.CodeWriter(
+        model, code_ids, prompts, (1,), CODES, drawer, launches=launches
+    )
+    for _ in writer.run():
+        pass
+    return drawer.logits
 
 
 # --- how long things take ---------------------------------------------------------------------------------------------
@@ -875,7 +1003,7 @@ def _song_times(pipe: Any, kind: str) -> dict[str, float]:
     share = few / len(transformer.layers)
     length = _tokens(transformer) / estimate.TOKENS_PER_SECOND
     frames = 512
-    decoding = _seconds_of(kind, lambda: _decoded(pipe, _latents(pipe, frames), frames))
+    decoding = _seconds_of(kind, lambda: _decoded(pipe, _latents(pipe, frames)))
     decoded = decoding / frames * pipe.latents_per_second * 60
     return {
         "tflop_per_second": ROWS * estimate.forward_tflop(length) / (step / share),
@@ -1020,18 +1148,36 @@ def _findings_in(entry: Any) -> dict[str, Finding]:
     return found
 
 
+# Layers are compiled, and compared, while a job goes on.
+_writing = threading.RLock()
+
+
+def _add(facts: Mapping[str, str], part: str, finding: Finding) -> None:
+    """Add a finding to what is remembered of a part; one that agrees does not replace one that did not."""
+    key = _entry_name(facts, part)
+    with _writing:
+        entry = _read().get(key, {})
+        before = _findings_in(entry).get(finding.path)
+        if before is None or before.agrees:
+            _remember(key, facts, {finding.path: finding}, entry.get("measured", {}))
+
+
 def _remember(
     key: str, facts: Mapping[str, str], found: Mapping[str, Finding], measured: Mapping[str, float]
 ) -> None:
-    """Write what was found; a folder that cannot be written to means that it is checked again at the next start."""
-    entries = _read()
-    entries.pop(key, None)
-    entries[key] = {
-        "facts": dict(facts),
-        "findings": [asdict(each) for each in found.values()],
-        "measured": dict(measured),
-    }
-    _write(dict(list(entries.items())[-MOST_COMBINATIONS:]))
+    """Write what was found, beside what was before.
+
+    A folder that cannot be written to means that it is checked again at the next start.
+    """
+    with _writing:
+        entries = _read()
+        known = {**_findings_in(entries.pop(key, {})), **found}
+        entries[key] = {
+            "facts": dict(facts),
+            "findings": [asdict(each) for each in known.values()],
+            "measured": dict(measured),
+        }
+        _write(dict(list(entries.items())[-MOST_COMBINATIONS:]))
 
 
 def _write(entries: Mapping[str, Any]) -> None:
@@ -1057,8 +1203,9 @@ def _remembered_of(loaded: models.Models) -> dict[str, float]:
 def forget(loaded: models.Models) -> None:
     """Forget what is remembered of this combination, under any layout."""
     key = _key(facts_of(loaded))
-    kept = {name: entry for name, entry in _read().items() if not name.startswith(f"{key} ")}
-    _write(kept)
+    with _writing:
+        kept = {name: entry for name, entry in _read().items() if not name.startswith(f"{key} ")}
+        _write(kept)
 
 
 def summary(loaded: models.Models) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,11 @@ def warm_up(transformer: Any) -> None:
 
 
 class Compiled:
-    """The layers of `transformer`, compiled by `torch.compile`, which takes a minute or more."""
+    """The layers of `transformer`, compiled by `torch.compile`, which takes a minute or more.
+
+    They are used once they agree with plain ones. `compared` is told of each comparison: how far
+    apart they were, and the seconds that it took, with compiling.
+    """
 
     def __init__(self, transformer: Any):
         import torch
@@ -74,6 +79,7 @@ class Compiled:
         self._wanted: set[tuple[int, int]] = set()
         # Whether each case (rows, takes) could be compiled; a failure is not retried.
         self._compiled: dict[tuple[int, int], bool] = {}
+        self.compared: Callable[[float, float], None] = _ignored
 
     def pick(self, rows: int, tokens: int, takes: int) -> Callable[..., torch.Tensor]:
         """Return the function that computes a layer on `rows` rows, the first `takes` of them conditional."""
@@ -95,27 +101,26 @@ class Compiled:
         return thread
 
     def _compile(self) -> None:
-        import torch
-
         with self._lock:
             while self._wanted:
-                case = self._wanted.pop()
-                try:
-                    x, tables, temb, condition = sample(self._transformer, *case)
-                    with torch.no_grad():
-                        for layer in kinds(self._transformer).values():
-                            heads = condition_heads(layer, condition)
-                            rest = (tables, temb, heads, condition.takes)
-                            plain = compute_layer(layer, x.clone(), *rest)
-                            made = self._layer(layer, x.clone(), *rest)
-                            difference = agreement.difference(made, plain)
-                            if not difference <= agreement.bound(x.dtype):
-                                raise ArithmeticError(f"{difference:.2g} apart from plain ones")
-                    self._compiled[case] = True
-                except Exception as error:
-                    # No compiler, no memory, other results, or the model has left the device.
-                    log.warning("The layers are not compiled: %s", first_line(error))
-                    self._compiled[case] = False
+                rows, takes = self._wanted.pop()
+                self._compiled[rows, takes] = self._agrees(rows, takes)
+
+    def _agrees(self, rows: int, takes: int) -> bool:
+        """Compile a case, and return whether it could be and gives what plain layers give."""
+        started = time.perf_counter()
+        try:
+            difference = difference_of(self._transformer, self._layer, rows, takes)
+        except Exception as error:
+            # No compiler, no memory, or the model has left the device.
+            log.warning("The layers are not compiled: %s", first_line(error))
+            return False
+        self.compared(difference, time.perf_counter() - started)
+        return difference <= agreement.bound(self._transformer.dtype)
+
+
+def _ignored(difference: float, seconds: float) -> None:
+    pass
 
 
 class Packages:
@@ -202,6 +207,23 @@ def _is_windowed(layer: Any) -> bool:
 def kinds(transformer: Any) -> dict[bool, Any]:
     """Return a layer in windows (True) and one without (False)."""
     return {_is_windowed(layer): layer for layer in transformer.layers}
+
+
+def difference_of(
+    transformer: Any, compute: Callable[..., torch.Tensor], rows: int, takes: int
+) -> float:
+    """Return how far apart layers computed by `compute` and plain ones are, one of each kind; NaN if not finite."""
+    import torch
+
+    x, tables, temb, condition = sample(transformer, rows, takes)
+    found = []
+    with torch.no_grad():
+        for layer in kinds(transformer).values():
+            rest = (tables, temb, condition_heads(layer, condition), condition.takes)
+            plain = compute_layer(layer, x.clone(), *rest)
+            made = compute(layer, x.clone(), *rest)
+            found.append(agreement.difference(made, plain))
+    return agreement.largest(found)
 
 
 def sample(

@@ -204,6 +204,11 @@ def use_tiles(vae: Any, short: bool = False) -> None:
     vae.tile_sample_overlap = overlap * hop
 
 
+def has_short_tiles(vae: Any) -> bool:
+    """Return whether Apple's GPU takes no longer tile of `vae`."""
+    return vae.tile_sample_min_length <= MPS_MOST_SAMPLES
+
+
 STOCK_OVERLAP = 64  # frames
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import Qwen3ForCausalLM
 
 import planner as planning
@@ -22,6 +21,7 @@ from params import GenerateRequest, parse_request
 from planner import Plan
 from planner_layers import CachedLayers, join_weights
 from record import PlanEntry
+from tests.engine.recording import Recording
 from tests.weights import CPU
 from tools.random_models import make_language_model
 
@@ -182,32 +182,6 @@ def test_there_are_exactly_as_many_codes_as_the_length_needs(planner):
     assert [len(codes) for codes in plan.codes] == [62, 62]
     assert [step.step for step in steps] == list(range(1, 63))
     assert all(0 <= code < 1_000 for codes in plan.codes for code in codes)
-
-
-class Recording(TorchDispatchMode):
-    """What a CUDA graph does: operations recorded once and repeated on the same tensors, with the same numbers."""
-
-    def __init__(self, work):
-        super().__init__()
-        self._calls, self._done = [], True
-        with self:
-            work()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self._calls.append((function, args, kwargs or {}, result))
-        return result
-
-    def __call__(self):
-        # Recording on the processor has already done the work once.
-        if self._done:
-            self._done = False
-            return
-        for function, args, kwargs, recorded in self._calls:
-            result = function(*args, **kwargs)
-            for new, old in zip(tree_leaves(result), tree_leaves(recorded), strict=True):
-                if new.untyped_storage().data_ptr() != old.untyped_storage().data_ptr():
-                    old.copy_(new)
 
 
 def drawn_by_recording(monkeypatch, record):

@@ -23,12 +23,14 @@ import planner_decoding
 import planner_layers
 import selfcheck
 import song_attention
+import song_compilation
 import song_vae
 from audio import read_wav
 from events import Progress
 from gpu_job import SongJob
 from model_weights import Weights
 from params import parse_request, settle
+from tests.engine.recording import Recording
 from tests.weights import CPU, PLANNER, weights_in
 
 SECONDS = 30  # attention works in windows beyond 20 s
@@ -134,6 +136,20 @@ def too_little_overlap(monkeypatch, pipe):
     pipe.vae.tile_latent_overlap = 1
 
 
+def tiles_that_end_in_silence(monkeypatch, pipe):
+    """Only the tiles of songs are long enough to be wrong, by less than the stock VAE's tiles overlap."""
+    hop = pipe.vae.hop_length
+    overlap = pipe.vae.tile_latent_overlap
+    longest = pipe.vae.tile_latent_min_length
+
+    def silence(module, inputs, output):
+        if longest - 2 * overlap < output.shape[-1] // hop <= longest:
+            output[..., -2 * overlap * hop :] = 0
+        return output
+
+    pipe.vae.decoder.register_forward_hook(silence)
+
+
 def sums_in_any_order(monkeypatch, pipe):
     calls = []
 
@@ -152,6 +168,7 @@ FAULTS = {
     "stale cache": (stale_cache, "condition"),
     "a piece of sound too late": (a_piece_too_late, "pieces"),
     "too little overlap": (too_little_overlap, "tiles"),
+    "tiles that end in silence": (tiles_that_end_in_silence, "tiles"),
     "sums in any order": (sums_in_any_order, "repeats"),
 }
 
@@ -295,6 +312,95 @@ def test_compiled_layers_that_differ_are_not_used(pipe_xl, tmp_path):
         del transformer.compiled
 
 
+def with_compiled(pipe, layer) -> song_compilation.Compiled:
+    """Let `layer` be what compiling makes of a layer of `pipe`."""
+    pipe.transformer.compiled = song_compilation.Compiled(pipe.transformer)
+    pipe.transformer.compiled._layer = layer
+    return pipe.transformer.compiled
+
+
+def compile_now(pipe) -> None:
+    list(selfcheck._compile_now(pipe.transformer))
+
+
+def louder(*given):
+    return song_attention.compute_layer(*given) * 1.1
+
+
+@pytest.mark.slow
+def test_layers_that_are_compiled_after_a_song_are_treated_like_any_other_path(
+    loaded, fresh, tiny, place, monkeypatch
+):
+    monkeypatch.setattr(selfcheck, "song_checks", lambda pipe, kind: [])
+    with_compiled(fresh, song_attention.compute_layer)
+    prove(loaded, fresh)
+    compile_now(fresh)
+    assert "- compiled layers: agrees" in selfcheck.report(loaded) and not loaded.distrusted
+    assert _layer_of(fresh) is song_attention.compute_layer
+    # Those of another length give something else.
+    fresh.transformer.compiled._layer = louder
+    fresh.transformer.compiled._compiled.clear()
+    compile_now(fresh)
+    assert list(loaded.distrusted) == ["compiled"] and fresh.transformer.compiled is None
+    assert selfcheck.WORDS["compiled"] in selfcheck.summary(loaded)
+    assert "- compiled layers: DISAGREES (0.1 apart" in selfcheck.report(loaded)
+    assert '"compiled"' in place.read_text()
+    # The next start does not compile them.
+    loaded.distrusted.clear()
+    again = models.build_pipeline(weights_in(tiny), CPU)
+    with_compiled(again, louder)
+    prove(loaded, again)
+    assert again.transformer.compiled is None and list(loaded.distrusted) == ["compiled"]
+
+
+def _layer_of(pipe):
+    return pipe.transformer.compiled.pick(2, selfcheck._block_and_more(pipe.transformer), 1)
+
+
+# --- the VAE ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_tiles_are_compared_at_the_lengths_of_songs(fresh):
+    lengths = {"decoder": [], "encoder": []}
+    for name, found in lengths.items():
+        getattr(fresh.vae, name).register_forward_hook(
+            lambda module, inputs, output, found=found: found.append(inputs[0].shape[-1])
+        )
+    checks = {check.path: check for check in selfcheck.song_checks(fresh, "cpu")}
+    finding = finding_of(checks["tiles"])
+    assert finding.agrees and finding.difference > 0
+    # The first tile of a song overlaps to one side.
+    first, second, whole = lengths["decoder"]
+    overlap = fresh.vae.tile_latent_overlap
+    assert first == estimate.DECODED_FRAMES - overlap
+    assert whole == estimate.DECODED_FRAMES + selfcheck.BEYOND_TILE
+    assert first + second == whole + 2 * overlap
+    hop = fresh.vae.hop_length
+    first, second, whole = lengths["encoder"]
+    assert first == estimate.ENCODED_SAMPLES - overlap * hop
+    assert whole == estimate.ENCODED_SAMPLES + selfcheck.BEYOND_TILE * hop
+    assert first + second == whole + 2 * overlap * hop
+    assert fresh.vae.tile_latent_min_length == estimate.DECODED_FRAMES
+    # A seam in what a source is encoded to.
+    fresh.vae.tile_sample_overlap = 0
+    assert not finding_of(checks["tiles"]).agrees
+    checks["tiles"].switch_off()
+    assert finding_of(checks["tiles"]).agrees
+
+
+def test_where_tiles_have_to_be_short_the_processor_computes_the_long_one(fresh):
+    song_vae.use_tiles(fresh.vae, short=True)
+    made = []
+    fresh.vae.decoder.register_forward_hook(lambda module, inputs, output: made.append(output))
+    checks = {check.path: check for check in selfcheck.song_checks(fresh, "mps")}
+    for path in ("tiles", "vae"):
+        assert finding_of(checks[path]).agrees
+    assert max(output.shape[-1] for output in made) <= song_vae.MPS_MOST_SAMPLES
+    fresh.vae.tile_latent_overlap = 1
+    assert not finding_of(checks["tiles"]).agrees
+
+
 # --- plans, planner, cancel ---------------------------------------------------------------------------------------
 
 # With a length it is all that a plan needs: codes alone are drawn.
@@ -379,8 +485,13 @@ def test_a_part_that_comes_back_changed_takes_the_plan_away(monkeypatch):
 def test_a_vae_that_apples_gpu_computes_wrongly_works_on_the_processor(fresh, right, tmp_path):
     (check,) = (each for each in selfcheck.song_checks(fresh, "mps") if each.path == "vae")
     assert finding_of(check).agrees
-    # The copy for the processor has no hooks.
-    fresh.vae.decoder.register_forward_hook(lambda module, inputs, output: output.roll(1, -1))
+    # The copy for the processor has no hooks. Like a known fault, it begins where a convolution's output is long.
+    limit = song_vae.MPS_MOST_SAMPLES
+
+    def late(module, inputs, output):
+        return torch.cat([output[..., :limit], output[..., limit:].roll(1, -1)], dim=-1)
+
+    fresh.vae.decoder.register_forward_hook(late)
     assert not np.allclose(song(fresh, tmp_path), right, atol=NEAR)
     assert not finding_of(check).agrees
     check.switch_off()
@@ -476,6 +587,53 @@ def test_recorded_steps_that_repeat_something_else_are_not_used(planner_model, m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_recording_that_goes_on_beyond_its_stretch_is_found(monkeypatch, dtype):
+    """What was recorded for one stretch of the cache does not see the codes of the next one."""
+    monkeypatch.setattr(planner_decoding, "RECORDED", {"cpu"})
+    monkeypatch.setattr(planner_decoding, "warm_up", lambda work: work())
+    monkeypatch.setattr(planner_decoding, "record", Recording)
+    weights = Weights("planner", PLANNER, "variable", "", "transformers", None, "planner")
+    found = planning.load_planner(weights, CPU)
+    if dtype == "bfloat16":
+        # The processor has no product of half numbers that gives whole ones.
+        monkeypatch.setattr(planner_layers.CachedLayers, "_single", single)
+    found.model.to(getattr(torch, dtype))
+    *_, check = selfcheck.planner_checks(found.model, found.vocabulary.code_ids)
+    finding = finding_of(check)
+    assert check.path == "recorded" and finding.difference == 0.0, finding
+    monkeypatch.setattr(
+        planner_decoding, "stretch_end", lambda position: 10 * planner_layers.STRETCH
+    )
+    finding = finding_of(check)
+    assert not finding.agrees and finding.difference is not None, finding
+    check.switch_off()
+    assert not planner_decoding.RECORDED
+
+
+def single(self, query, keys, values, mask):
+    folded = query.reshape(len(keys), -1, self._size).float()
+    shares = torch.baddbmm(mask, folded, keys.float(), alpha=self._size**-0.5).softmax(dim=-1)
+    return torch.bmm(shares.to(keys.dtype), values.transpose(1, 2)).view(len(query), -1)
+
+
+@pytest.mark.slow
+def test_a_step_at_a_wrong_place_is_found_where_steps_are_recorded(planner_model, monkeypatch):
+    _, check = selfcheck.planner_checks(planner_model.model, planner_model.vocabulary.code_ids)
+    step = planner_layers.CachedLayers.step
+
+    def early(self, tokens, position):
+        return step(self, tokens, position.clamp_max(planner_layers.STRETCH - 1))
+
+    monkeypatch.setattr(planner_layers.CachedLayers, "step", early)
+    assert finding_of(check).agrees  # nothing uses it
+    monkeypatch.setattr(planner_decoding, "RECORDED", {"cpu"})
+    assert not finding_of(check).agrees
+    monkeypatch.setattr(planner_layers.CachedLayers, "step", step)
+    assert finding_of(check).agrees
+
+
+@pytest.mark.slow
 def test_memory_that_a_cancelled_song_keeps_is_reported(fresh, right, monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(
@@ -504,7 +662,7 @@ def test_a_cancelled_song_keeps_nothing_where_parts_are_offloaded(
 
     monkeypatch.setattr(selfcheck, "_allocated", allocated)
     (check,) = (each for each in selfcheck.song_checks(parts, "cuda") if each.path == "cancel")
-    selfcheck._decoded(parts, selfcheck._latents(parts, 16), 64)  # the VAE is there
+    selfcheck._decoded(parts, selfcheck._latents(parts, 16))  # the VAE is there
     assert finding_of(check).difference == 0.0
     parts.transformer.register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
     list(selfcheck._prove(loaded, "song", [check], dict))
