@@ -28,6 +28,8 @@ CONSTANTS = {
     "tflop_per_second": 390.0,
     # s; assumed: 30 GB of packed weights at 2 GB/s, and 5 s for CUDA to start
     "cold_seconds": 20.0,
+    # s for a source of any length; assumed: its way to the card, and the first kernels
+    "encode_seconds": 0.1,
     # s per minute of source; assumed: half of decoding, since it has half of its FLOPs
     "encode_per_minute": 0.5,
     # s per minute and take; assumed from 29 TFLOP for 240 s, limited by memory
@@ -124,7 +126,9 @@ def seconds_of_work(work: Work) -> float:
     forwards = work.steps * work.passes * work.takes * rows
     seconds = forwards * forward_tflop(work.duration) / CONSTANTS["tflop_per_second"]
     seconds += work.takes * work.duration / 60 * CONSTANTS["decode_per_minute"]
-    seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
+    if work.source:
+        seconds += CONSTANTS["encode_seconds"]
+        seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
     if work.planner:
         tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CODES_PER_SECOND
         seconds += tokens / CONSTANTS["plan_tokens_per_second"]

@@ -1002,13 +1002,35 @@ def _song_times(pipe: Any, kind: str) -> dict[str, float]:
         few = len(transformer.layers)
     share = few / len(transformer.layers)
     length = _tokens(transformer) / estimate.TOKENS_PER_SECOND
-    frames = 512
-    decoding = _seconds_of(kind, lambda: _decoded(pipe, _latents(pipe, frames)))
-    decoded = decoding / frames * pipe.latents_per_second * 60
     return {
         "tflop_per_second": ROWS * estimate.forward_tflop(length) / (step / share),
-        "decode_per_minute": decoded,
-        "encode_per_minute": decoded / 2,
+        **_coding_times(pipe, kind),
+    }
+
+
+# Of encoding, s: less is lost in the noise of a clock.
+LEAST_START = 0.005
+
+
+def _coding_times(pipe: Any, kind: str) -> dict[str, float]:
+    """Return the seconds of decoding by the minute, and of encoding at a start and by the minute.
+
+    A take is decoded in whole tiles; a source may be much shorter than a tile.
+    """
+    vae = pipe.vae
+    frames = vae.tile_latent_min_length
+    latents = _latents(pipe, frames)
+    decoding = _seconds_of(kind, lambda: _decoded(pipe, latents))
+    longer = _sound(pipe, vae.tile_sample_min_length)
+    shorter = longer[:, : longer.shape[1] // 3]
+    seconds_longer = _seconds_of(kind, lambda: _encoded(pipe, longer))
+    seconds_shorter = _seconds_of(kind, lambda: _encoded(pipe, shorter))
+    seconds = (seconds_longer - seconds_shorter) / (longer.shape[1] - shorter.shape[1])
+    start = seconds_shorter - seconds * shorter.shape[1]
+    return {
+        "decode_per_minute": decoding / frames * pipe.latents_per_second * 60,
+        "encode_seconds": max(start, LEAST_START),
+        "encode_per_minute": seconds * pipe.sample_rate * 60,
     }
 
 

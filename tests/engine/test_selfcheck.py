@@ -703,6 +703,48 @@ def test_on_zerogpu_it_is_the_time_from_a_workers_fork_to_its_first_job(
     assert selfcheck.start_seconds(loaded) == 9.0
 
 
+def test_steps_decoding_and_encoding_are_timed_each_by_itself(fresh, monkeypatch):
+    """The clock goes on by what works, not by how long this machine takes for it."""
+    monkeypatch.setattr(estimate, "CONSTANTS", dict(estimate.COUNTED))
+    monkeypatch.setitem(estimate.XL, "hidden_size", fresh.transformer.config.hidden_size)
+    clock = [0.0]
+    monkeypatch.setattr(selfcheck, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def step(transformer, inputs, output):
+        clock[0] += 0.01 * len(transformer.layers)
+
+    def decode(decoder, inputs, output):
+        clock[0] += 0.002 * inputs[0].shape[-1]
+
+    def encode(encoder, inputs, output):
+        clock[0] += 0.2 + 0.01 * inputs[0].shape[-1] / fresh.sample_rate
+
+    fresh.transformer.register_forward_hook(step)
+    fresh.vae.decoder.register_forward_hook(decode)
+    fresh.vae.encoder.register_forward_hook(encode)
+    layers = len(fresh.transformer.layers)
+    music = selfcheck._tokens(fresh.transformer) / estimate.TOKENS_PER_SECOND
+    found = selfcheck._song_times(fresh, "a card")
+    assert found == pytest.approx(
+        {
+            "tflop_per_second": 2 * estimate.forward_tflop(music) / (0.01 * layers),
+            "decode_per_minute": 0.002 * fresh.latents_per_second * 60,
+            "encode_seconds": 0.2,
+            "encode_per_minute": 0.01 * 60,
+        }
+    )
+    # Covers, extensions and edits are estimated with it; a song from words has no source.
+    estimate.use_measured(found)
+    cover = estimate.Work("cover", duration=90.0, steps=50, source=90.0)
+    words = estimate.Work("generate", duration=90.0, steps=50)
+    encoding = estimate.seconds_of_work(cover) - estimate.seconds_of_work(words)
+    assert encoding == pytest.approx(0.2 + 0.9)
+    # On a processor nobody counts seconds, and those of a small model say nothing about a large one.
+    assert selfcheck._song_times(fresh, "cpu") == {}
+    monkeypatch.undo()
+    assert selfcheck._song_times(fresh, "a card") == {}
+
+
 def test_measured_constants_replace_counted_ones_within_bounds(monkeypatch):
     monkeypatch.setattr(estimate, "CONSTANTS", dict(estimate.COUNTED))
     counted = estimate.COUNTED["decode_per_minute"]

@@ -23,7 +23,7 @@ MEASURED_NOISE = 0.05
 JOBS = 200
 FIRST = 20  # of each card, until both modes are known
 OF_A_CARD = ("tflop_per_second", "plan_tokens_per_second")
-PER_MINUTE = ("decode_per_minute", "encode_per_minute")
+SECONDS = ("decode_per_minute", "encode_seconds", "encode_per_minute")
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +61,11 @@ def simulate(speed: float, measured: bool, monkeypatch: pytest.MonkeyPatch, seed
     true = dict(estimate.COUNTED)
     for name in OF_A_CARD:
         true[name] *= speed
-    for name in PER_MINUTE:
+    for name in SECONDS:
         true[name] /= speed
     if measured:
         true["cold_seconds"] = START_SECONDS
-        names = (*OF_A_CARD, *PER_MINUTE, "cold_seconds")
+        names = (*OF_A_CARD, *SECONDS, "cold_seconds")
         estimate.use_measured({name: true[name] * draw.gauss(1, MEASURED_NOISE) for name in names})
     ratios = []
     cut_off = 0
