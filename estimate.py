@@ -249,6 +249,8 @@ XL = {
     "head_dim": 128,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
+    "in_channels": 192,
+    "patch_size": 2,
 }
 # The same of its VAE.
 XL_VAE = {
@@ -315,6 +317,28 @@ def coding_bytes(song: SongSize) -> int:
     decoded = DECODED_FRAMES * math.prod(song.vae["downsampling_ratios"])
     decoding = decoded * song.vae["decoder_channels"] * DECODING_TENSORS
     return int(max(encoding, decoding) * song.vae_number_bytes)
+
+
+def bytes_beyond_8_bits(config: Mapping[str, Any], number_bytes: int) -> int:
+    """Return the bytes of a transformer that is stored in 8 bits, beyond one for each of its numbers.
+
+    They are the scales of the linear layers' rows, and what stays `number_bytes` wide.
+    """
+    hidden = config["hidden_size"]
+    layers = config["num_hidden_layers"]
+    queries = config["head_dim"] * config["num_attention_heads"]
+    keys = config["head_dim"] * config["num_key_value_heads"]
+    attention = queries + 2 * keys + hidden
+    feed_forward = 2 * config["intermediate_size"] + hidden
+    # Beside the layers, two embeddings of the time, of 8 rows by hidden size, and one of the condition.
+    rows = layers * (2 * attention + feed_forward) + 17 * hidden
+    # Three norms and a table of six rows in each layer, and the norms of queries and keys.
+    wide = layers * (9 * hidden + 4 * config["head_dim"])
+    # A table of two rows and a norm; the biases of the embeddings and of the first convolution.
+    wide += 3 * hidden + 18 * hidden
+    channels = config["audio_acoustic_hidden_dim"]
+    wide += config["patch_size"] * hidden * (config["in_channels"] + channels) + channels
+    return rows * number_bytes + wide * (number_bytes - 1)
 
 
 def planner_bytes(song: SongSize | None) -> int:

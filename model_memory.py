@@ -29,7 +29,7 @@ import models
 from estimate import SongSize, coding_bytes, planner_bytes, song_bytes, song_of
 from events import Problem, StudioError
 from model_hub import PARTS
-from model_weights import Weights, bytes_in
+from model_weights import Weights, bytes_in, transformer_config
 from models import Device, Kind, Layout
 from params import Settings
 
@@ -81,7 +81,7 @@ class Sizes:
     """Bytes of the song `pipeline`, its `transformer`, the `largest` other part, and the other
     models (0: missing).
 
-    `eight_bits` are those of the transformer with one byte a number.
+    `eight_bits` are those of the transformer with one byte a number, its scales included.
     """
 
     pipeline: int
@@ -580,11 +580,13 @@ def sizes_of(
         parts = {name: int(size * GB) for name, size in XL_PARTS_GB.items()}
     sizes = {part: size * _bytes_a_number(part, device) // 2 for part, size in parts.items()}
     others = [size for part, size in sizes.items() if part != "transformer"]
+    config = {**estimate.XL, **transformer_config(weights)}
+    number_bytes = estimate.bytes_a_number(device.dtype)
     return Sizes(
         pipeline=sum(sizes.values()),
         transformer=sizes["transformer"],
         largest=max(others),
-        eight_bits=parts["transformer"] // 2,
+        eight_bits=parts["transformer"] // 2 + estimate.bytes_beyond_8_bits(config, number_bytes),
     )
 
 

@@ -209,6 +209,83 @@ def _wide_classes() -> tuple[type, type]:
     return WideLinear, WideEmbedding
 
 
+# --- weights stored in 8 bits ---------------------------------------------------------------------
+
+# A float8 number has three bits after the leading one from 2^-6 to 448 and loses them below that, where
+# most weights of a layer are. So each row of a weight is stored with a scale of its own, which takes
+# its largest number close to 448. Scales are powers of two: multiplying by one rounds nothing.
+MOST_EXPONENT = 100  # of a scale; float32 has room for the row's numbers and the scale
+
+
+def store_in_8_bits(part: torch.nn.Module, compute: torch.dtype) -> None:
+    """Store the linear layers of the module `part` in 8 bits, and widen each to `compute` while it works.
+
+    Everything else (two convolutions, norms, learnt tokens) is small and becomes `compute`.
+    """
+    import torch
+
+    for module in part.modules():
+        if type(module) is torch.nn.Linear:
+            _store(module, compute)
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(compute)
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                setattr(module, key, buffer.to(compute))
+
+
+def _store(linear: torch.nn.Linear, compute: torch.dtype) -> None:
+    codes, scale = _by_powers_of_two(linear.weight.detach())
+    _replace_weight(linear, codes, scale.to(compute), compute)
+    if linear.bias is not None:
+        linear.bias.data = linear.bias.data.to(compute)
+    linear.__class__ = _stored8_class()
+
+
+def _replace_weight(
+    linear: torch.nn.Linear, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+) -> None:
+    """Put `codes` and `scale` in the place of the weight; as parameters, because they are weights to whoever counts."""
+    import torch
+
+    del linear.weight
+    linear.codes = torch.nn.Parameter(codes, requires_grad=False)
+    linear.scale = torch.nn.Parameter(scale, requires_grad=False)
+    linear.weight_dtype = dtype
+
+
+def _by_powers_of_two(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `rows` [N, K] in float8, and in float32 the power of two that each row is to be multiplied with [N, 1]."""
+    import torch
+
+    rows = rows.float()
+    limit = torch.finfo(torch.float8_e4m3fn).max  # 448 is 0.875 times 2^9
+    part, exponent = torch.frexp(rows.abs().amax(dim=1, keepdim=True))
+    larger = torch.where(part > limit / 2**9, 8, 9) - exponent
+    larger = larger.clamp(-MOST_EXPONENT, MOST_EXPONENT)
+    codes = torch.ldexp(rows, larger).clamp_(-limit, limit).to(torch.float8_e4m3fn)
+    return codes, torch.ldexp(torch.ones_like(part), -larger)
+
+
+@functools.cache
+def _stored8_class() -> type:
+    import torch
+    from torch.nn.functional import linear
+
+    class Stored8Linear(torch.nn.Linear):
+        """A linear layer whose weight is `codes` [out, in] float8 times `scale` [out, 1], a power of two."""
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return self.codes.to(self.weight_dtype).mul_(self.scale)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return linear(x, self.weight, self.bias)
+
+    return Stored8Linear
+
+
 # --- products in 8 bits ---------------------------------------------------------------------------
 
 # Weights are stored as float8 with one scale per output row; activations are scaled token by token
@@ -235,11 +312,8 @@ def use_float8(layers: torch.nn.Module, device: str) -> None:
         if linear.in_features % MULTIPLE or linear.out_features % MULTIPLE:
             continue
         weight = linear.weight.detach().to(device)
-        del linear.weight
         codes, scale = _scaled(weight)
-        linear.register_buffer("codes", codes)
-        linear.register_buffer("scale", scale)
-        linear.weight_dtype = weight.dtype
+        _replace_weight(linear, codes, scale, weight.dtype)
         linear.__class__ = _float8_class()
 
 

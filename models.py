@@ -769,13 +769,12 @@ def _narrow_transformer(
     weights: Weights, storage: torch.dtype, compute: torch.dtype, reading: dict[str, bool]
 ) -> Any:
     """Read the transformer alone, and store its layers in 8 bits."""
-    import torch
     from diffusers import AceStepTransformer1DModel
 
     transformer = AceStepTransformer1DModel.from_pretrained(
         weights.local_folder / "transformer", dtype=storage, **reading
     )
-    model_offload.cast_on_use(transformer, torch.float8_e4m3fn, compute)
+    model_offload.store_in_8_bits(transformer, compute)
     return transformer
 
 

@@ -52,6 +52,8 @@ DTYPES = {
     "mps, float32": ("float32", "float32", "float32"),
     "cpu, float32": ("float32", "float32", "float32"),
 }
+# The bytes of the XL transformer in 8 bits beyond one for each number (test_memory_plans.py adds them up).
+SCALES_AND_WIDE = {"bfloat16": 4_728_384, "float32": 11_574_976}
 PLANNER_GB = 3.71
 SONGWRITER_GB = 15.23
 SECONDS = 60.0
@@ -95,6 +97,7 @@ class Pipe:
         sizes = ledger.part_bytes(device)
         if layout.eight_bits:
             sizes["transformer"] = int(model_memory.XL_PARTS_GB["transformer"] * GB) // 2
+            sizes["transformer"] += SCALES_AND_WIDE[device.dtype]
         self.loras: list[Part] = []
         self.components = {
             name: given.parts.get(name) or Part(ledger, size, "cpu") for name, size in sizes.items()
