@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import agreement
 import bootstrap
@@ -795,30 +795,42 @@ def _read_weights(folder: Path | None) -> list[torch.Tensor]:
     return found
 
 
-def _linear(config: Mapping[str, Any], kind: str, dtype: torch.dtype) -> tuple[Any, torch.Tensor]:
-    """Return a layer of a block's feed-forward part, and what it could be asked."""
+class Sample(NamedTuple):
+    """A layer alone, and what it is asked [1, tokens, in]."""
+
+    layer: Any
+    x: torch.Tensor
+
+
+def _random_layer(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> Sample:
+    """Return a layer of a block's feed-forward part."""
+    shape = (config["intermediate_size"], config["hidden_size"])
+    weight = _noise(1, *shape) * config["hidden_size"] ** -0.5
+    return _layer_of(weight, kind, dtype)
+
+
+def _layer_of(weight: torch.Tensor, kind: str, dtype: torch.dtype) -> Sample:
     import torch
 
-    layer = torch.nn.Linear(config["hidden_size"], config["intermediate_size"], bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(_noise(1, *layer.weight.shape) * config["hidden_size"] ** -0.5)
-    x = _noise(2, 1, 32, config["hidden_size"])
-    return layer.to(kind, dtype).requires_grad_(False), x.to(kind, dtype)
+    rows, columns = weight.shape
+    layer = torch.nn.Linear(columns, rows, bias=False, device="meta")
+    layer.weight = torch.nn.Parameter(weight.to(kind, dtype), requires_grad=False)
+    return Sample(layer, _noise(2, 1, 32, columns).to(kind, dtype))
 
 
 def _offload(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> float:
     import torch
 
-    layer, x = _linear(config, kind, dtype)
-    other, _ = _linear(config, kind, dtype)
+    sample = _random_layer(kind, config, dtype)
+    other = _random_layer(kind, config, dtype)
     with torch.no_grad():
-        plain = layer(x)
-        parts = SimpleNamespace(components={"one": layer, "other": other})
+        plain = sample.layer(sample.x)
+        parts = SimpleNamespace(components={"one": sample.layer, "other": other.layer})
         model_offload.Offload(parts, kind)
         made = []
         for _ in range(2):
-            made.append(layer(x))
-            other(x)
+            made.append(sample.layer(sample.x))
+            other.layer(other.x)
     return agreement.largest(agreement.difference(each, plain) for each in made)
 
 
@@ -828,30 +840,26 @@ def _stored8(
     """Compare each layer with the one whose weights are not stored in 8 bits."""
     import torch
 
-    layers = []
-    for weight in weights:
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        layer.weight = torch.nn.Parameter(weight.to(kind, dtype), requires_grad=False)
-        layers.append((layer, _noise(2, 1, 32, weight.shape[1]).to(kind, dtype)))
+    samples = [_layer_of(weight, kind, dtype) for weight in weights]
+    if not samples:
+        samples = [_random_layer(kind, config, dtype)]
     found = []
-    for layer, x in layers or [_linear(config, kind, dtype)]:
-        with torch.no_grad():
-            plain = layer(x)
-            layers_in_8_bits = torch.nn.ModuleList([layer])
-            model_offload.store_in_8_bits(layers_in_8_bits, dtype)
-            found.append(agreement.difference(layer(x), plain))
+    with torch.no_grad():
+        for sample in samples:
+            plain = sample.layer(sample.x)
+            model_offload.store_in_8_bits(torch.nn.ModuleList([sample.layer]), dtype)
+            found.append(agreement.difference(sample.layer(sample.x), plain))
     return agreement.largest(found)
 
 
 def _computed8(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> float:
     import torch
 
-    layer, x = _linear(config, kind, dtype)
+    sample = _random_layer(kind, config, dtype)
     with torch.no_grad():
-        plain = layer(x)
-        layers = torch.nn.ModuleList([layer])
-        model_offload.use_float8(layers, kind)
-        return agreement.difference(layers[0](x), plain)
+        plain = sample.layer(sample.x)
+        model_offload.use_float8(torch.nn.ModuleList([sample.layer]), kind)
+        return agreement.difference(sample.layer(sample.x), plain)
 
 
 # --- the planner ------------------------------------------------------------------------------------------------------
@@ -1023,7 +1031,7 @@ def _coding_times(pipe: Any, kind: str) -> dict[str, float]:
     latents = _latents(pipe, frames)
     decoding = _seconds_of(kind, lambda: _decoded(pipe, latents))
     longer = _sound(pipe, vae.tile_sample_min_length)
-    shorter = longer[:, : longer.shape[1] // 3]
+    shorter = longer[:, : longer.shape[1] // 3 // vae.hop_length * vae.hop_length]
     seconds_longer = _seconds_of(kind, lambda: _encoded(pipe, longer))
     seconds_shorter = _seconds_of(kind, lambda: _encoded(pipe, shorter))
     seconds = (seconds_longer - seconds_shorter) / (longer.shape[1] - shorter.shape[1])

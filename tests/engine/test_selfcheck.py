@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import backend
+import bootstrap
 import cli
 import estimate
 import gpu_zero
@@ -57,7 +58,23 @@ def loaded(tiny, monkeypatch) -> models.Models:
 
 @pytest.fixture
 def fresh(tiny):
-    return models.build_pipeline(weights_in(tiny), CPU)
+    """A pipeline whose VAE works in short tiles, which saves most of a check's time."""
+    pipe = models.build_pipeline(weights_in(tiny), CPU)
+    use_tiles_of(pipe.vae, SHORT_TILE)
+    return pipe
+
+
+SHORT_TILE = 128  # frames, twice the overlap of the stock VAE
+
+
+def use_tiles_of(vae, frames) -> None:
+    vae.tile_latent_min_length = frames
+    vae.tile_sample_min_length = frames * vae.hop_length
+
+
+def use_tiles_of_songs(vae) -> None:
+    vae.tile_latent_min_length = estimate.DECODED_FRAMES
+    vae.tile_sample_min_length = estimate.ENCODED_SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +155,7 @@ def too_little_overlap(monkeypatch, pipe):
 
 def tiles_that_end_in_silence(monkeypatch, pipe):
     """Only the tiles of songs are long enough to be wrong, by less than the stock VAE's tiles overlap."""
+    use_tiles_of_songs(pipe.vae)
     hop = pipe.vae.hop_length
     overlap = pipe.vae.tile_latent_overlap
     longest = pipe.vae.tile_latent_min_length
@@ -243,6 +261,34 @@ def test_what_was_found_under_another_layout_is_found_again(loaded):
     assert [finding.agrees for finding in selfcheck.remembered(loaded)] == [False]
     selfcheck.forget(loaded)
     assert selfcheck.remembered(loaded) == []
+
+
+@pytest.mark.slow
+def test_the_command_does_every_check_and_ends_with_a_status(
+    loaded, tiny, place, monkeypatch, capsys
+):
+    planner = Weights("planner", PLANNER, "variable", "", "transformers", None, "planner")
+    monkeypatch.setattr(loaded.planner, "weights", planner)
+    studio = SimpleNamespace(models=loaded, placing=model_memory.Placing(loaded))
+    monkeypatch.setattr(backend, "get_backend", lambda: studio)
+    monkeypatch.setattr(bootstrap, "bootstrap", lambda: None)
+    assert cli.prove() == 0
+    lines = capsys.readouterr().out.splitlines()
+    (report,) = (number for number, line in enumerate(lines) if "paste this" in line)
+    paths = ["fp8", "windows", "condition", "pieces", "tiles", "repeats", "joined", "planner"]
+    found = [line.partition(":")[0] for line in lines[:report] if line]
+    assert found == [selfcheck.WORDS[path] for path in paths]
+    assert f"torch: {torch.__version__}" in lines[report:]
+    assert not any(str(tiny) in line or str(place) in line for line in lines)
+    # Again, with a fault: what is remembered does not count.
+    wrong_window(monkeypatch, loaded.pipeline())
+    loaded.unload_pipeline()
+    assert cli.prove() == 1
+    assert f"{selfcheck.WORDS['windows']}: DISAGREES" in capsys.readouterr().out
+    # Without a song model there is a sentence.
+    monkeypatch.setattr(loaded, "weights", weights_in(tiny / "moved"))
+    loaded.unload_pipeline()
+    assert cli.prove() == 1
 
 
 def test_two_checkpoints_in_folders_are_two(loaded, tmp_path):
@@ -361,7 +407,8 @@ def _layer_of(pipe):
 
 
 @pytest.mark.slow
-def test_tiles_are_compared_at_the_lengths_of_songs(fresh):
+def test_tiles_are_compared_at_the_lengths_of_songs(tiny):
+    fresh = models.build_pipeline(weights_in(tiny), CPU)
     lengths = {"decoder": [], "encoder": []}
     for name, found in lengths.items():
         getattr(fresh.vae, name).register_forward_hook(
@@ -755,6 +802,18 @@ def test_steps_decoding_and_encoding_are_timed_each_by_itself(fresh, monkeypatch
     assert selfcheck._song_times(fresh, "cpu") == {}
     monkeypatch.undo()
     assert selfcheck._song_times(fresh, "a card") == {}
+
+
+def test_on_zerogpu_the_checks_seconds_are_asked_for_until_they_are_remembered(loaded, monkeypatch):
+    monkeypatch.setattr(estimate, "CONSTANTS", dict(estimate.COUNTED))
+    monkeypatch.setattr(gpu_zero, "experience", estimate.Experience())
+    due = selfcheck.due_seconds(loaded)
+    assert due == selfcheck.ZEROGPU_SECONDS
+    work = estimate.Work("generate", duration=240.0, steps=100, takes=2, guidance=7.0)
+    assert gpu_zero.gpu_seconds(work, due) == gpu_zero.gpu_seconds(work) + due
+    good = selfcheck.Check("windows", 0.0, lambda: 0.0, lambda: None)
+    list(selfcheck._prove(loaded, "song", [good], lambda: {"cold_seconds": 11.0}))
+    assert selfcheck.due_seconds(loaded) == 0
 
 
 def test_measured_constants_replace_counted_ones_within_bounds(monkeypatch):
