@@ -78,6 +78,7 @@ def grow(pipe) -> None:
         )
 
 
+@pytest.mark.numbers
 @pytest.mark.slow
 def test_published_activations_overflow_without_the_measures_and_are_finite_with_them(old_card):
     transformer = old_card.transformer
