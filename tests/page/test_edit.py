@@ -164,7 +164,7 @@ def test_actions_that_the_checkpoint_was_not_trained_for_are_marked(page: Page, 
     expect(hints).not_to_contain_text("was not trained")
 
 
-def test_the_waveform_comes_first_marks_a_region_and_plays_for_every_action(
+def test_the_source_comes_first_and_its_waveform_marks_regions_and_plays(
     page: Page, fake, tab, song: Path
 ):
     tag_file(song, "a song", {"request": {"bpm": 90}, "plan": {"used": True, "bpm": 120}})
