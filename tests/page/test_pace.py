@@ -19,8 +19,7 @@ SLOW, MATRIX = pytest.mark.slow, pytest.mark.matrix
 # Song tabs stream two things: the song, and help with the words.
 STREAMS = [
     pytest.param("generate", "go", "cancel", marks=SLOW),
-    *(pytest.param(mode, "go", "cancel", marks=MATRIX) for mode in ("cover", "extend")),
-    pytest.param("edit", "go", "cancel", marks=SLOW),
+    *(pytest.param(mode, "go", "cancel", marks=MATRIX) for mode in ("cover", "extend", "edit")),
     pytest.param("generate", "inspire", "assist-cancel", marks=MATRIX),
     pytest.param("cover", "describe", "assist-cancel", marks=MATRIX),
     pytest.param("lyrics", "go", "cancel", marks=SLOW),
@@ -74,6 +73,8 @@ def test_a_first_visit_transfers_at_most_650_kb(browser, fake_address):
 def test_the_cost_of_a_visit_and_of_a_key_does_not_grow_with_the_page(fake_address):
     sent = httpx.get(fake_address[0], headers={"Accept-Encoding": "gzip"}, timeout=300)
     assert sent.headers["content-encoding"] == "gzip"
+    # A fifth of what a first visit may transfer, and nothing is shown before it has come: 134 kB were measured;
+    # a component takes about 250 bytes of them. Without compression it would be a megabyte.
     assert sent.num_bytes_downloaded < 135_000 < len(sent.content) / 4
     page = httpx.get(f"{fake_address[0]}config", timeout=300).raise_for_status().json()
 
