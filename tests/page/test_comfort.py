@@ -19,8 +19,8 @@ from tests.page.steps import SHARED, Tab, copies_of, reload
 
 
 @pytest.mark.slow
-def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(page: Page, fake, tab):
-    opened = tab(page, "generate")
+def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(lasting: Page, fake, tab):
+    page, opened = lasting, tab(lasting, "generate").reset()
     opened.unfold()
     key = opened.text("key")
     key.click()
@@ -47,8 +47,10 @@ def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(page: Page, fake
     expect(opened.text("prompt")).to_have_value("a song")
     assert len(fake.requests) == 1
     fake.script = fake.play
+    seed = 100 * (fake.songs + 1)
     opened.text("prompt").press("Meta+Enter")
-    expect(opened.take()).to_be_visible()
+    opened.has(seed)
+    opened.reset()
 
 
 def test_a_press_counts_when_the_page_moves_beneath_the_pointer(page: Page, fake, tab):
@@ -204,9 +206,9 @@ def test_restored_settings_do_not_overwrite_early_typing(
 
 @pytest.mark.slow
 def test_the_budget_follows_the_typing(
-    page: Page, fake, tab, tiny, monkeypatch: pytest.MonkeyPatch
+    lasting: Page, fake, tab, tiny, monkeypatch: pytest.MonkeyPatch
 ):
-    opened = tab(page, "generate")
+    opened = tab(lasting, "generate").reset()
     line = opened.part("tokens")
     monkeypatch.setattr(page_hints, "token_counter", lambda *of: None)
     opened.text("prompt").fill("a song")
@@ -229,6 +231,7 @@ def test_the_budget_follows_the_typing(
     expect(line.locator(".shown")).to_have_count(0)
     opened.text("lyrics").fill("[Verse]\n" + "warm tape hiss all night\n" * 380)
     expect(opened.part("advice")).to_contain_text("2,048")
+    opened.reset()
 
 
 # --- waiting ------------------------------------------------------------------------------------------------------
@@ -242,8 +245,8 @@ STAGES = ("loading", "planning", "steps", "decoding")
 
 
 @pytest.mark.slow
-def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
-    opened = tab(page, "generate")
+def test_a_screen_reader_hears_stages_and_quarters(lasting: Page, fake, tab):
+    page, opened = lasting, tab(lasting, "generate")
     page.evaluate(SPOKEN)
 
     heard = {stage: threading.Event() for stage in STAGES}
@@ -277,8 +280,8 @@ def test_a_screen_reader_hears_stages_and_quarters(page: Page, fake, tab):
 
 
 @pytest.mark.slow
-def test_other_tabs_work_while_a_song_is_made(page: Page, fake, tab):
-    generate = tab(page, "generate")
+def test_other_tabs_work_while_a_song_is_made(lasting: Page, fake, tab):
+    page, generate = lasting, tab(lasting, "generate")
     fake.script = fake.endless
     generate.start()
     generate.runs()

@@ -26,6 +26,8 @@ from tests.waiting import until
 
 TITLE = "ACE Music Studio"
 SONG_MS = 180_000
+# What a song that can be held says.
+UNDER_WAY = re.compile(rf"step \d of {held.HELD_STEPS}")
 
 
 class Gate:
@@ -70,8 +72,11 @@ def asked(page: Page) -> list[str]:
 # --- coming back --------------------------------------------------------------------------------------------------
 
 
-def test_a_reload_in_mid_song_finds_the_song_again_and_it_comes_once(page: Page, fake, gate, tab):
-    generate = tab(page, "generate")
+def test_a_reload_in_mid_song_finds_the_song_again_and_it_comes_once(
+    lasting: Page, fake, gate, tab
+):
+    page, generate = lasting, tab(lasting, "generate")
+    before = songs(page).count()
     generate.start("calm piano")
     expect(making(page).locator(".stage")).to_contain_text("step 3 of 50")
     expect(page).to_have_title(f"3/50 · {TITLE}")
@@ -81,12 +86,12 @@ def test_a_reload_in_mid_song_finds_the_song_again_and_it_comes_once(page: Page,
     generate.runs()
     expect(generate.part("cancel")).to_be_enabled()
     gate.go.set()
-    expect(takes(page)).to_have_count(1)
-    expect(making(page)).to_have_count(0)
     expect(page.get_by_text(tooltips.FINISHED_MEANWHILE)).to_be_visible()
+    expect(songs(page)).to_have_count(before + 1)
+    expect(making(page)).to_have_count(0)
     expect(generate.part("cancel")).to_be_disabled()
     reload(page)
-    expect(songs(page)).to_have_count(1)
+    expect(songs(page)).to_have_count(before + 1)
     assert len(fake.requests) == 1 and not fake.closed.is_set()
 
 
@@ -115,9 +120,9 @@ def test_a_song_whose_page_is_closed_goes_on_and_two_new_tabs_show_it(
 
 
 def test_a_tab_of_the_same_browser_shows_what_another_one_starts(
-    page: Page, fake, gate, fake_address, tab
+    lasting: Page, fake, gate, fake_address, tab
 ):
-    other = page.context.new_page()
+    page, other = lasting, lasting.context.new_page()
     other.goto(fake_address[0])
     expect(other.locator("#studio-status")).to_contain_text("Model:")
     generate = tab(page, "generate")
@@ -135,9 +140,10 @@ def test_a_tab_of_the_same_browser_shows_what_another_one_starts(
 
 @pytest.mark.slow
 def test_the_page_asks_once_a_second_at_most_and_not_at_all_while_it_is_hidden(
-    page: Page, fake, gate, tab
+    lasting: Page, fake, gate, tab
 ):
-    generate = tab(page, "generate")
+    page, generate = lasting, tab(lasting, "generate")
+    made = songs(page).count()
     questions = asked(page)
     generate.start()
     until(lambda: len(questions) >= 4 or page.wait_for_timeout(100))
@@ -151,16 +157,17 @@ def test_the_page_asks_once_a_second_at_most_and_not_at_all_while_it_is_hidden(
     gate.go.set()
     # The studio tells by itself.
     expect(page).to_have_title("▶ Ready")
-    assert len(questions) == while_hidden and takes(page).count() == 0
+    assert len(questions) == while_hidden and songs(page).count() == made
     page.evaluate(SHOW)
-    expect(takes(page)).to_have_count(1)
+    expect(songs(page)).to_have_count(made + 1)
     expect(page).to_have_title(TITLE)
 
 
 def test_a_hidden_page_keeps_one_connection_however_many_songs_it_waits_for(
-    page: Page, fake, gate, tab
+    lasting: Page, fake, gate, tab
 ):
-    generate = tab(page, "generate")
+    page, generate = lasting, tab(lasting, "generate")
+    before = songs(page).count()
     for name in ("first", "second", "third"):
         generate.start(name)
         expect(making(page).last.locator(".name")).to_have_text(name)
@@ -179,7 +186,7 @@ def test_a_hidden_page_keeps_one_connection_however_many_songs_it_waits_for(
     expect(page).to_have_title("▶ Ready")
     page.evaluate(SHOW)
     expect(making(page)).to_have_count(0)
-    expect(songs(page)).to_have_count(3)
+    expect(songs(page)).to_have_count(before + 3)
 
 
 HIDE = """() => {
@@ -217,8 +224,8 @@ def test_a_notification_comes_only_if_it_was_asked_for(page: Page, fake, gate, t
         assert page.evaluate("notified") == expected
 
 
-def test_words_and_ideas_outlive_the_page_too(page: Page, fake, gate, tab):
-    lyrics = tab(page, "lyrics")
+def test_words_and_ideas_outlive_the_page_too(lasting: Page, fake, gate, tab):
+    page, lyrics = lasting, tab(lasting, "lyrics")
     lyrics.start("a lighthouse")
     expect(lyrics.progress).to_contain_text("step 3 of 50")
     generate = tab(page, "generate")
@@ -238,9 +245,10 @@ def test_words_and_ideas_outlive_the_page_too(page: Page, fake, gate, tab):
 
 
 def test_three_songs_wait_each_with_place_title_and_cancel_and_a_fourth_is_a_sentence(
-    page: Page, fake, gate, tab
+    lasting: Page, fake, gate, tab
 ):
-    generate = tab(page, "generate")
+    page, generate = lasting, tab(lasting, "generate")
+    before = songs(page).count()
     for name in ("first", "second", "third", "fourth"):
         generate.start(name)
         expect(making(page).last.locator(".name")).to_have_text(name)
@@ -255,13 +263,15 @@ def test_three_songs_wait_each_with_place_title_and_cancel_and_a_fourth_is_a_sen
     expect(making(page).nth(1).locator(".stage")).to_contain_text("Next in the queue")
     gate.go.set()
     expect(making(page)).to_have_count(0)
+    # The latest one is open.
     expect(takes(page)).to_have_count(1)
-    expect(songs(page)).to_have_count(3)
+    expect(songs(page)).to_have_count(before + 3)
     assert [request.prompt for request in fake.requests] == ["first", "third", "fourth"]
 
 
-def test_a_song_that_is_done_elsewhere_is_a_dot_on_its_tab(page: Page, fake, gate, tab):
-    generate = tab(page, "generate")
+def test_a_song_that_is_done_elsewhere_is_a_dot_on_its_tab(lasting: Page, fake, gate, tab):
+    page, generate = lasting, tab(lasting, "generate")
+    seed = 100 * (fake.songs + 1)
     generate.start()
     generate.runs()
     tab(page, "lyrics")
@@ -271,11 +281,11 @@ def test_a_song_that_is_done_elsewhere_is_a_dot_on_its_tab(page: Page, fake, gat
     expect(dotted).to_have_text("Generate")
     dotted.click()
     expect(dotted).to_have_count(0)
-    expect(takes(page)).to_have_count(1)
+    generate.has(seed)
 
 
-def test_the_queue_of_others_is_told_in_a_sentence(page: Page, fake, gate, tab):
-    runs = runs_of(fake)
+def test_the_queue_of_others_is_told_in_a_sentence(lasting: Page, fake, gate, tab):
+    page, runs = lasting, runs_of(fake)
     asked = parse_request("generate", {"prompt": "another"})
     for number in range(limits.MOST_WAITING_OF_AN_ADDRESS + 1):
         runs.start(asked, f"visitor {number}").address = "127.0.0.1"
@@ -289,10 +299,11 @@ def test_the_queue_of_others_is_told_in_a_sentence(page: Page, fake, gate, tab):
     expect(making(page)).to_have_count(0)
 
 
-def test_a_place_in_the_queue_is_seen_once_and_heard_once(page: Page, fake, gate, tab):
-    lyrics = tab(page, "lyrics")
-    gate.go.set()
+def test_a_place_in_the_queue_is_seen_once_and_heard_once(lasting: Page, fake, gate, tab):
+    page, lyrics = lasting, tab(lasting, "lyrics")
     lyrics.start("a lighthouse")  # from now on it is known how long lyrics take
+    lyrics.runs()
+    gate.go.set()
     expect(lyrics.progress).to_contain_text("Written in")
     gate.go.clear()
     tab(page, "generate").start()
@@ -302,6 +313,8 @@ def test_a_place_in_the_queue_is_seen_once_and_heard_once(page: Page, fake, gate
     assert seen.inner_text().count("starts in") == 1
     heard = lyrics.progress.aria_snapshot()
     assert heard.count("Next in the queue, starts in") == heard.count("starts in") == 1
+    gate.go.set()
+    expect(lyrics.progress).to_contain_text("Written in")
 
 
 # --- the real engine ----------------------------------------------------------------------------------------------
@@ -321,7 +334,7 @@ def long_song(page: Page, tab: type[Tab]) -> Tab:
     generate = fill_in(tab(page, "generate"), steps=str(held.HELD_STEPS))
     generate.set("options.plan", "tick", False)
     generate.go.click()
-    expect(making(page).locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
+    expect(making(page).locator(".stage")).to_contain_text(UNDER_WAY)
     return generate
 
 
@@ -334,13 +347,13 @@ def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
     long_song(page, tab)
     other = page.context.new_page()
     other.goto(studio)
-    expect(making(other).locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
+    expect(making(other).locator(".stage")).to_contain_text(UNDER_WAY)
     left = fill_in(tab(other, "generate"), prompt="left before it began", steps=steps)
     left.go.click()
     expect(making(other).last.locator(".stage")).to_contain_text("Next in the queue")
     other.close()
     reload(page)
-    expect(making(page).first.locator(".stage")).to_contain_text(re.compile(r"step \d+ of 200"))
+    expect(making(page).first.locator(".stage")).to_contain_text(UNDER_WAY)
     expect(making(page).last.locator(".stage")).to_contain_text("Next in the queue")
     making(page).first.get_by_role("button").click()
     expect(making(page)).to_have_count(1)
