@@ -40,14 +40,13 @@ def frame(name: str, texts: Mapping[str, str], value: Any = None, /, **looks: An
 
 
 def _widget(name: str, filled: Mapping[str, str], elem_id: str, **props: Any) -> gr.HTML:
-    """Make a frame that brings its own style sheet and script."""
+    """Make a frame that brings its own style sheet."""
     return frame(
         name,
         filled,
         container=True,
         elem_id=elem_id,
         css_template=theme.static(f"{name}.css"),
-        js_on_load=theme.static(f"{name}.js"),
         **props,
     )
 

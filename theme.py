@@ -56,6 +56,7 @@ SCRIPTS = (
     "media",
     "drops",
 )
+WIDGETS = ("region", "timeline")  # each the body of a function in the head
 STYLES = ("studio", "faces", "takes", "latest")  # in Gradio's style sheet
 # In the head of the page, where Gradio leaves them alone.
 HEAD_STYLES = ("player", "stage", "motion")
@@ -152,9 +153,15 @@ def head() -> str:
     """Return the scripts, inlined to be there before the first click, and styles for the head."""
     songs = {"takes": tooltips.TAKES, "player": tooltips.PLAYER, "uses": tooltips.USE_IN}
     texts = json.dumps({**tooltips.SCRIPT_TEXTS, **songs, "formats": list(FORMATS)})
-    scripts = "\n".join([*(static(f"{name}.js") for name in SCRIPTS), f"studio.texts = {texts};"])
+    parts = [*(static(f"{name}.js") for name in SCRIPTS), *map(_widget, WIDGETS)]
+    scripts = "\n".join([*parts, f"studio.texts = {texts};"])
     styles = _style_sheets(HEAD_STYLES)
     return f"<script>\n{scripts}\n</script>\n<style>\n{styles}</style>"
+
+
+def _widget(name: str) -> str:
+    """Return the function that `script` calls for a widget: two tabs may have one."""
+    return f"studio.{name} = (element, props, trigger, watch) => {{\n{static(f'{name}.js')}\n}};"
 
 
 # --- texts ----------------------------------------------------------------------------------------

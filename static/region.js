@@ -1,5 +1,6 @@
-// The region on a waveform. Gradio runs this text as the body of a function whenever it builds the component, with
-// `element`, `props`, `trigger` and `watch`. Listeners stay on the component's own elements, so they go when it goes.
+// The region on a waveform. This text is the body of a function in the page's head (theme.py), which Gradio calls whenever it
+// builds the component, with `element`, `props`, `trigger` and `watch`. Listeners stay on the component's own elements, so
+// they go when it goes.
 // static/listen.js plays it, static/zoom.js has the closer look, static/beats.js knows where the beats are.
 const STEP = 0.1;
 const LEAP = 1;
