@@ -23,17 +23,15 @@ from status import Status
 
 def cover_tab(studio: Backend) -> SongTab:
     form = Form("cover", studio)
-    with page_fields.tab(form) as tab:
-        with page_fields.columns(form):
-            with page_fields.essentials():
-                offer = page_fields.add_source(form, tab)
-                waveform = page_widgets.region_selector("cover-region")
-                assist = Assist(form, "describe")
-                examples = Examples(form)
-                page_fields.add_prompt(form)
-                page_fields.add_lyrics(form)
-                form.add_slider("strength")
-            result = page_fields.add_result(form)
+    with page_fields.tab(form) as tab, page_fields.columns(form):
+        with page_fields.form_column():
+            offer = page_fields.add_source(form, tab)
+            waveform = page_widgets.region_selector("cover-region")
+            assist = Assist(form, "describe")
+            examples = Examples(form)
+            page_fields.add_prompt(form)
+            page_fields.add_lyrics(form)
+            form.add_slider("strength")
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.DETAILS, "details"):
                     page_fields.add_song_details(form)
@@ -45,10 +43,11 @@ def cover_tab(studio: Backend) -> SongTab:
                 with page_fields.fold(form, tooltips.ENGINE, "engine"):
                     page_fields.add_engine(form)
                 page_fields.add_reset(form)
-        with page_fields.foot():
-            why = html(elem_id="cover-why")
-            page_hints.add_seconds(form)
-            bar = tab_run_bar(form)
+            with page_fields.foot():
+                why = html(elem_id="cover-why")
+                page_hints.add_seconds(form)
+                bar = tab_run_bar(form)
+        result = page_fields.add_result(form)
 
     def show(status: Status) -> Updates:
         if "cover" not in status.unsupported:
@@ -65,18 +64,16 @@ def cover_tab(studio: Backend) -> SongTab:
 
 def extend_tab(studio: Backend) -> SongTab:
     form = Form("extend", studio)
-    with page_fields.tab(form) as tab:
-        with page_fields.columns(form):
-            with page_fields.essentials():
-                offer = page_fields.add_source(form, tab)
-                timeline = page_widgets.timeline("extend-timeline")
-                form.add_numbers("before", "after")
-                total = html(elem_id="extend-total")
-                assist = Assist(form, "describe")
-                examples = Examples(form, kept=["prompt"])
-                page_fields.add_prompt(form)
-                page_fields.add_lyrics(form)
-            result = page_fields.add_result(form)
+    with page_fields.tab(form) as tab, page_fields.columns(form):
+        with page_fields.form_column():
+            offer = page_fields.add_source(form, tab)
+            timeline = page_widgets.timeline("extend-timeline")
+            form.add_numbers("before", "after")
+            total = html(elem_id="extend-total")
+            assist = Assist(form, "describe")
+            examples = Examples(form, kept=["prompt"])
+            page_fields.add_prompt(form)
+            page_fields.add_lyrics(form)
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.DETAILS, "details"):
                     page_fields.add_song_details(form)
@@ -86,9 +83,10 @@ def extend_tab(studio: Backend) -> SongTab:
                 with page_fields.fold(form, tooltips.ENGINE, "engine"):
                     page_fields.add_engine(form)
                 page_fields.add_reset(form)
-        with page_fields.foot():
-            page_hints.add_seconds(form)
-            bar = tab_run_bar(form)
+            with page_fields.foot():
+                page_hints.add_seconds(form)
+                bar = tab_run_bar(form)
+        result = page_fields.add_result(form)
 
     def say_length(values: dict[str, Any]) -> str:
         lengths = page_form.lengths(values)

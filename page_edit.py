@@ -125,20 +125,18 @@ def _full_names(options: Iterable[str]) -> set[str]:
 
 def edit_tab(studio: Backend) -> SongTab:
     form = EditForm("edit", studio)
-    with page_fields.tab(form) as tab:
-        with page_fields.columns(form):
-            with page_fields.essentials():
-                offer = page_fields.add_source(form, tab)
-                form.wanted = gr.State(None)
-                hints = _add_actions(form)
-                selector = page_widgets.region_selector("edit-region")
-                _add_needs(form)
-                morphs = _add_morph_words(form)
-                assist = Assist(form, "describe")
-                examples = Examples(form, kept=["prompt"])
-                page_fields.add_prompt(form)
-                page_fields.add_lyrics(form)
-            result = page_fields.add_result(form)
+    with page_fields.tab(form) as tab, page_fields.columns(form):
+        with page_fields.form_column():
+            offer = page_fields.add_source(form, tab)
+            form.wanted = gr.State(None)
+            hints = _add_actions(form)
+            selector = page_widgets.region_selector("edit-region")
+            _add_needs(form)
+            morphs = _add_morph_words(form)
+            assist = Assist(form, "describe")
+            examples = Examples(form, kept=["prompt"])
+            page_fields.add_prompt(form)
+            page_fields.add_lyrics(form)
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.DETAILS, "details"):
                     page_fields.add_song_details(form)
@@ -149,9 +147,10 @@ def edit_tab(studio: Backend) -> SongTab:
                         form.add_slider(name, classes=["field", "morph-only"])
                     page_fields.add_engine(form)
                 page_fields.add_reset(form)
-        with page_fields.foot():
-            page_hints.add_seconds(form)
-            bar = tab_run_bar(form)
+            with page_fields.foot():
+                page_hints.add_seconds(form)
+                bar = tab_run_bar(form)
+        result = page_fields.add_result(form)
 
     drawn = _connect_region(form, selector, offer)
     _connect_model(form)

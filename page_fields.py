@@ -85,12 +85,13 @@ def tab(form: Form) -> gr.Tab:
 
 
 def columns(form: Form) -> gr.Row:
-    """Make the row that holds the essentials, the result, and the details."""
+    """Make the row that holds the form and the result."""
     return gr.Row(elem_classes=["columns"], elem_id=f"{form.mode}-columns")
 
 
-def essentials() -> gr.Column:
-    return gr.Column(elem_classes=["essentials"])
+def form_column() -> gr.Column:
+    """Make the column of the form: the essentials, the details, and the run bar at its foot."""
+    return gr.Column(elem_classes=["form-column"])
 
 
 def result_column() -> gr.Column:
@@ -102,7 +103,7 @@ def details_column() -> gr.Column:
 
 
 def foot() -> gr.Row:
-    """Make the row at the foot of a tab, for the run bar and the lines above it."""
+    """Make the row at the foot of a form, for the run bar and the lines above it."""
     return gr.Row(elem_classes=["run-bar"])
 
 

@@ -75,21 +75,17 @@ class GenerateForm(Form):
 
 def generate_tab(studio: Backend) -> SongTab:
     form = GenerateForm("generate", studio)
-    with page_fields.tab(form):
-        with page_fields.columns(form):
-            with page_fields.essentials():
-                html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
-                page_fields.add_prompt(form)
-                with gr.Row(elem_classes=["ideas"]):
-                    undo = _add_dice()
-                    assist = Assist(form, "inspire", "polish")
-                _add_words(form)
-                page_fields.add_lyrics(form)
-                html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
-                page_fields.add_strip(form)
-            with page_fields.result_column():
-                result = ResultPanel(form.mode, studio)
-                shelf = _add_shelf()
+    with page_fields.tab(form), page_fields.columns(form):
+        with page_fields.form_column():
+            html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
+            page_fields.add_prompt(form)
+            with gr.Row(elem_classes=["ideas"]):
+                undo = _add_dice()
+                assist = Assist(form, "inspire", "polish")
+            _add_words(form)
+            page_fields.add_lyrics(form)
+            html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
+            page_fields.add_strip(form)
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.SOUND, "sound") as sound:
                     page_fields.add_reference(form, sound)
@@ -102,10 +98,13 @@ def generate_tab(studio: Backend) -> SongTab:
                 with page_fields.fold(form, tooltips.SETTINGS_FILE, "settings-fold"):
                     file, line = _settings_file(form)
                 page_fields.add_reset(form)
-        with page_fields.foot():
-            _add_also(form)
-            page_hints.add_seconds(form)
-            bar = tab_run_bar(form)
+            with page_fields.foot():
+                _add_also(form)
+                page_hints.add_seconds(form)
+                bar = tab_run_bar(form)
+        with page_fields.result_column():
+            result = ResultPanel(form.mode, studio)
+            shelf = _add_shelf()
     _connect_shelf(form, shelf, undo)
     file.change(partial(page_fields.restored, form, line), file, [*form.settings, line], **AT_ONCE)
     # Not with the settings' own event: files are not kept.

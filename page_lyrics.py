@@ -64,33 +64,32 @@ class LyricsTab:
 
 def lyrics_tab(studio: Backend) -> LyricsTab:
     form = Form("lyrics", studio)
-    with page_fields.tab(form):
-        with page_fields.columns(form):
-            with page_fields.essentials():
-                examples = Examples(form)
-                form.add("brief", gr.Textbox, lines=4, max_lines=10)
-                structures = {"": tooltips.AUTOMATIC, **{name: name for name in STRUCTURES}}
-                with gr.Row(equal_height=True):
-                    form.add(
-                        "structure",
-                        gr.Dropdown,
-                        choices=swapped(structures),
-                        value="",
-                        allow_custom_value=True,
-                    )
-                    form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="en")
-                form.add("tone", gr.Textbox, max_lines=1)
-            with page_fields.result_column():
-                panel = LyricsPanel()
+    with page_fields.tab(form), page_fields.columns(form):
+        with page_fields.form_column():
+            examples = Examples(form)
+            form.add("brief", gr.Textbox, lines=4, max_lines=10)
+            structures = {"": tooltips.AUTOMATIC, **{name: name for name in STRUCTURES}}
+            with gr.Row(equal_height=True):
+                form.add(
+                    "structure",
+                    gr.Dropdown,
+                    choices=swapped(structures),
+                    value="",
+                    allow_custom_value=True,
+                )
+                form.add("language", gr.Dropdown, choices=swapped(LANGUAGES), value="en")
+            form.add("tone", gr.Textbox, max_lines=1)
             with page_fields.details_column():
                 with page_fields.fold(form, tooltips.ADVANCED, "advanced"):
                     form.add_sliders("options.temperature", "options.top_p")
                     form.add_numbers("options.max_tokens", "seed")
                 page_fields.add_reset(form, tooltips.STOP)
-        with page_fields.foot():
-            why = html(elem_id="lyrics-why")
-            page_hints.add_seconds(form)
-            bar = tab_run_bar(form, tooltips.STOP, lasts=False)
+            with page_fields.foot():
+                why = html(elem_id="lyrics-why")
+                page_hints.add_seconds(form)
+                bar = tab_run_bar(form, tooltips.STOP, lasts=False)
+        with page_fields.result_column():
+            panel = LyricsPanel()
 
     def show(status: Status) -> Updates:
         songwriter = status.songwriter

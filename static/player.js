@@ -299,11 +299,21 @@
       make("button", { type: "button", class: "close", icon: "close", "aria-label": texts.close, click: close }),
     ]);
     document.body.append(bar, audio);
-    // What sticks to the foot of the window stands above it.
-    const height = () =>
-      document.documentElement.style.setProperty("--studio-player", `${bar.hidden ? 0 : bar.offsetHeight}px`);
     new ResizeObserver(height).observe(bar);
   };
+
+  // What sticks to the foot of the window stands above it.
+  const height = () =>
+    document.documentElement.style.setProperty("--studio-player", `${bar.hidden ? 0 : bar.offsetHeight}px`);
+
+  // What was tapped to hear a song is not left under the bar that comes up with it.
+  let absent;
+  document.addEventListener("click", () => (absent = !bar || bar.hidden), true);
+  document.addEventListener("click", ({ clientY }) => {
+    if (!absent || !bar || bar.hidden) return;
+    height();
+    scrollBy(0, Math.max(0, clientY + 32 - innerHeight + bar.offsetHeight));
+  });
 
   // The player and its sheet take the colour of the cover, once it is there.
   const pixel = make("canvas", { width: "1", height: "1" }).getContext("2d", { willReadFrequently: true });
@@ -426,6 +436,7 @@
     switches,
     track: () => track,
     source: () => source,
+    speed: () => parts.speed,
     add: (mode, list, said) => {
       tracks[mode] = list;
       texts = said ?? texts;

@@ -62,6 +62,7 @@
   const leave = () => {
     repeats = false;
     player.repeat();
+    document.querySelector(".foot-player .close").before(player.speed());
     parts.back.focus();
   };
 
@@ -172,6 +173,8 @@
     parts.back = back;
     drawn = [];
     show();
+    // The bar has no room for it on a phone.
+    parts.switch.after(player.speed());
     sheet.showModal();
   };
 })();

@@ -210,7 +210,7 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     box = latest.first.bounding_box()
     assert (
         box["x"] + box["width"]
-        <= page.locator("#cover-columns .essentials").bounding_box()["width"] + 30
+        <= page.locator("#cover-columns .form-column").bounding_box()["width"] + 30
     )
     assert violations(page) == []
     latest.nth(1).click()

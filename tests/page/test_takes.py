@@ -22,6 +22,7 @@ from tests.page.conftest import LINES, LRC
 from tests.page.steps import (
     copies_of,
     expect_tappable,
+    fits,
     reload,
     song_without_copy,
     violations,
@@ -226,6 +227,13 @@ def test_a_song_is_a_compact_card_whose_takes_seek_by_keys_and_by_clicking(gener
     )
 
 
+# Whether nothing covers an element.
+SEEN = """(element) => {
+  const { x, y, width, height } = element.getBoundingClientRect();
+  return element.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+}"""
+
+
 def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(
     fake, fake_address, visit, tab
 ):
@@ -248,10 +256,27 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(
     button = play(generate.take())
     expect(button).to_be_focused()
     expect(button).to_be_in_viewport()
-    assert button.bounding_box()["y"] + 44 <= generate.go.bounding_box()["y"]
     button.press("Space")
     expect(button).to_have_attribute("aria-label", "Pause take A")
     expect(card).to_have_count(0)
+    # The button of the form is above the songs, and the player is a strip that comes up below what is tapped.
+    assert generate.go.bounding_box()["y"] + 44 <= button.bounding_box()["y"]
+    strip = page.get_by_role("region", name="Player")
+    strip.get_by_role("button", name="Close the player").click()
+    button.evaluate("(button) => scrollBy(0, button.getBoundingClientRect().bottom - innerHeight)")
+    button.click()
+    expect(strip.get_by_role("button", name="Pause", exact=True)).to_be_visible()
+    assert strip.bounding_box()["height"] == 56
+    assert button.evaluate(SEEN)
+    expect_tappable(*strip.get_by_role("button").all())
+    # The rest is in the sheet.
+    strip.get_by_role("button", name="Take A").click()
+    sheet = page.get_by_role("dialog", name="Now playing")
+    sheet.get_by_label("Speed").select_option("1.5")
+    assert player(page)["rate"] == 1.5
+    assert fits(page) and violations(page) == []
+    page.keyboard.press("Escape")
+    expect(strip.get_by_label("Speed")).to_be_hidden()
 
 
 WORDS = ("The lamp goes round", "Good night, good night")
