@@ -226,12 +226,13 @@ def _add_fields(form: EditForm) -> None:
     with gr.Row(elem_classes=["layer-only"]):
         form.add("options.mix", gr.Checkbox, value=True, min_width=160)
         form.add("part", gr.Checkbox, value=False, min_width=160)
-    with gr.Row(equal_height=True, elem_classes=["region-only"]):
+    html(theme.fine(), elem_id="edit-fine")
+    with gr.Row(equal_height=True, elem_classes=["region-only", "fine-only"]):
         form.add_number("start")
         form.add_number("end")
         more = form.add("regions", gr.Textbox, value="", max_lines=1, min_width=240)
     form.add_field("regions", Field(more, regions, regions_text))
-    with gr.Column(elem_classes=["repaint-only"]):
+    with gr.Column(elem_classes=["repaint-only", "fine-only"]):
         form.add("options.repaint_mode", gr.Radio, choices=swapped(REPAINT_MODES), value="balanced")
         form.add_slider("options.repaint_strength", classes=["field", "balanced-only"])
 

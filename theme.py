@@ -413,6 +413,12 @@ def actions(tasks: Mapping[str, str], more: Mapping[str, str] = MappingProxyType
     return f'<div class="shown">{fold}{"".join(paragraphs)}</div>'
 
 
+def fine() -> str:
+    """Return a fold, empty itself: while it is open, the style sheet shows Edit's exact settings."""
+    summary = f"<summary>{escape(tooltips.FINE)}</summary>"
+    return f'<details class="fine region-only">{summary}</details>'
+
+
 # --- a song ---------------------------------------------------------------------------------------
 
 

@@ -238,6 +238,7 @@ ACTION_HELP = {
     "complete": "Adds a band to a single track, such as a voice or a riff.",
 }
 MORE_ACTIONS = "More"
+FINE = "Fine-tune"
 EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
 STEMS_HERE = "Stems was trained for it: choose it in Model."

@@ -47,6 +47,8 @@
   studio.reveal = (ids) => {
     if (ids.some((id) => id.startsWith("generate-") && !SIMPLE.includes(id))) show("custom");
     for (const id of ids) {
+      const fine = document.getElementById(id)?.closest(".fine-only");
+      if (fine) document.querySelector("#edit-fine details").open = true;
       const chip = document.querySelector(`#generate-strip [aria-controls="${id}"]`);
       if (chip) open(chip, true);
     }

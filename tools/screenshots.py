@@ -155,6 +155,7 @@ def _fill(page: Any, mode: str, song: Path) -> None:
     else:
         part(page, mode, "panel").get_by_role("button", name=chip, exact=True).click()
     if mode == "edit":
+        part(page, mode, "fine").locator("summary").click()
         part(page, mode, "start").locator("input").fill("1")
         part(page, mode, "end").locator("input").fill("2.5")
 

@@ -59,6 +59,8 @@ GENERATE_FOLDS = {
     "plan-fold": "options.plan",
     "engine": "options.timbre_token",
 }
+# What is behind Fine-tune in Edit.
+FINE = ("start", "end", "regions", "options.repaint_mode", "options.repaint_strength")
 LYRICS_FOLDS = {"advanced": "seed"}
 OF_TABS = {"generate": GENERATE_FOLDS, "lyrics": LYRICS_FOLDS}
 
@@ -137,6 +139,8 @@ class Tab:
         for chip in self.part("strip").locator("[data-opens]").all():
             if chip.is_visible() and chip.get_attribute("aria-expanded") != str(opened).lower():
                 chip.click()
+        if self.mode == "edit":
+            self.fine_tune(opened)
         for name, inside in OF_TABS.get(self.mode, FOLDS).items():
             if self.field(inside).is_visible() != opened:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
@@ -194,10 +198,23 @@ class Tab:
         return before
 
     def open_chip(self, name: str) -> None:
-        """Open a field that is behind a chip."""
+        """Open a field that is behind a chip, or one of Edit's exact settings."""
+        if self.mode == "edit" and name in FINE:
+            self.fine_tune()
         chip = self.part("strip").locator(f"[data-opens='{name}'][aria-expanded=false]")
         if chip.is_visible():
             chip.click()
+
+    def controls_in_sight(self) -> int:
+        found = self.part("panel").locator("button, input, textarea, a, summary")
+        return len([each for each in found.all() if each.is_visible()])
+
+    def fine_tune(self, opened: bool = True) -> None:
+        """Show the exact settings of Edit, or hide them."""
+        summary = self.part("fine").locator("summary")
+        fold = self.part("fine").locator("details")
+        if summary.is_visible() and (fold.get_attribute("open") is not None) != opened:
+            summary.click()
 
     def words(self, name: str) -> Locator:
         """Return a button of the choice of Generate's words, such as "My own"."""

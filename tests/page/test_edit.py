@@ -175,6 +175,10 @@ def test_the_source_comes_first_and_its_waveform_marks_regions_and_plays(
     # The source is a card and one waveform; the actions come first.
     card = edit.field("source").locator(".source-card")
     expect(card).to_contain_text(song.name)
+    # Only what the chosen action needs.
+    expect(edit.field("start")).to_be_hidden()
+    assert edit.controls_in_sight() <= 24
+    edit.fine_tune()
     expect(card).to_contain_text("0:03")
     assert 64 <= card.bounding_box()["height"] <= 72
     expect(edit.field("source").locator("[data-testid=waveform-controls]")).to_be_hidden()
@@ -250,6 +254,7 @@ def test_wrong_values_have_messages_beside_their_fields(edit, fake):
         edit.choose(action)
         for name, value in values.items():
             edit.set(name, "type", value)
+        edit.fine_tune(False)
         edit.go.click()
         expect(edit.field(field)).to_contain_text(sentence)
         for name, value in values.items():
