@@ -142,6 +142,17 @@ window.studio = {};
     true
   );
 
+  // Cancel comes up beneath the pointer: the second click of a double click is not meant for it.
+  document.addEventListener(
+    "click",
+    (event) => {
+      if (event.detail < 2 || !event.target.closest?.('[id$="-cancel"]')) return;
+      event.stopPropagation();
+      event.preventDefault();
+    },
+    true
+  );
+
   const shown = (element) => element.offsetParent !== null;
 
   // A button that is switched off loses the focus: at the start of a run it goes to Cancel, at the end back again.

@@ -213,6 +213,12 @@ def test_custom_is_short_and_a_chip_opens_its_field(fake, fake_address, visit, t
     chip.press("Enter")
     expect(chip).to_have_attribute("aria-expanded", "true")
     expect(form.text("bpm")).to_be_focused()
+    # It moves a little, unless that is not wanted.
+    moves = "(field) => getComputedStyle(field).animationName"
+    assert form.field("bpm").evaluate(moves) != "none"
+    page.emulate_media(reduced_motion="reduce")
+    assert form.field("bpm").evaluate(moves) == "none"
+    page.emulate_media(reduced_motion="no-preference")
     page.keyboard.type("76")
     expect(chip).to_have_text("BPM 76")
     chip.press("Enter")
