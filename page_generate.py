@@ -79,6 +79,7 @@ def generate_tab(studio: Backend) -> SongTab:
         with page_fields.form_column():
             html(theme.faces(), elem_id="generate-faces", js_on_load=theme.script("faces"))
             page_fields.add_prompt(form)
+            html(theme.styles(), elem_id="generate-styles")
             with gr.Row(elem_classes=["ideas"]):
                 undo = _add_dice()
                 assist = Assist(form, "inspire", "polish")

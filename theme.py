@@ -372,6 +372,13 @@ def also(folded: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<div class="also" {group} data-texts="{texts}" data-fields="{fields}"></div>'
 
 
+def styles() -> str:
+    """Return the chips that each put a style into the prompt, or take it out again (static/faces.js)."""
+    chips = "".join(_toggle(f'data-style="{escape(name)}"', name) for name in tooltips.STYLES)
+    label = escape(tooltips.STYLES_LABEL)
+    return f'<div class="styles" role="group" aria-label="{label}">{chips}</div>'
+
+
 def dice(ideas: Sequence[str]) -> str:
     """Return the button that writes one of the `ideas` into the prompt (static/examples.js)."""
     data = escape(json.dumps(ideas, ensure_ascii=False))

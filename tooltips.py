@@ -205,6 +205,21 @@ SHELF = {  # for static/examples.js
     "like_of": "Make one like “{name}”",
 }
 DICE = "Roll the dice for an idea"
+STYLES_LABEL = "Styles to put into the prompt"
+STYLES = (
+    "pop",
+    "rock",
+    "hip hop",
+    "electronic",
+    "jazz",
+    "folk",
+    "soul",
+    "ambient",
+    "classical",
+    "metal",
+    "lo-fi",
+    "cinematic",
+)
 EXAMPLE_SONG = "Example, played by the built-in engine"
 MORPHS_LABEL = "What changes"
 GO = TABS | {

@@ -75,6 +75,25 @@
     other.textContent = studio.tools.clock(Number(seconds));
   };
 
+  // A style is a part of the prompt between commas.
+  const parts = (text) =>
+    text
+      .split(",")
+      .map((part) => part.trim())
+      .filter(Boolean);
+  const isIn = (style, all) => all.some((part) => part.toLowerCase() === style);
+  const styles = () => {
+    const all = parts(field("prompt")?.value ?? "");
+    for (const chip of document.querySelectorAll("[data-style]"))
+      chip.setAttribute("aria-pressed", String(isIn(chip.dataset.style, all)));
+  };
+  const turn = (style) => {
+    const all = parts(field("prompt").value);
+    const rest = all.filter((part) => part.toLowerCase() !== style);
+    write(field("prompt"), (isIn(style, all) ? rest : [...all, style]).join(", "));
+    styles();
+  };
+
   // Who writes the words. Without a choice it is the visitor, once there are some; the rest of the rule is in page_words.py.
   const choice = () => document.querySelector("#generate-words-choice .song-words");
   const words = () => {
@@ -150,6 +169,7 @@
   studio.also = (_element, _props, trigger) => {
     takeBack = (name) => trigger("input", { name });
     also();
+    strip();
   };
 
   // Every change of a form passes here on its way into the browser's storage, which all tabs share: the last one that wrote
@@ -163,6 +183,7 @@
       words();
       also();
       strip();
+      styles();
     }
     return values;
   };
@@ -177,6 +198,7 @@
       words();
       also();
       strip();
+      styles();
     };
     // Gradio draws the choice of the words anew with the studio's status.
     new MutationObserver(words).observe(element, { childList: true, subtree: true });
@@ -206,6 +228,8 @@
       studio.chosen.write(EXPLAINED, String(wanted));
       explain(wanted);
     }
+    const style = target.closest?.("button[data-style]")?.dataset.style;
+    if (style) turn(style);
     const who = target.closest?.("button[data-words]");
     if (who) choose(who.dataset.words);
   });

@@ -175,7 +175,17 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit):
     page = visit(fake_address[0], 1280, 900, face="simple")
     opened = Tab(page, "generate")
     expect(length(page, "Auto")).to_have_attribute("aria-pressed", "true")
-    for hidden in ("lyrics", "duration", "strip", "sound", "engine", "polish", "inspire", "reset"):
+    for hidden in (
+        "lyrics",
+        "duration",
+        "strip",
+        "styles",
+        "sound",
+        "engine",
+        "polish",
+        "inspire",
+        "reset",
+    ):
         expect(opened.part(hidden)).to_be_hidden()
     expect(opened.part("shelf").get_by_role("button", name="Play Folk duet")).to_be_visible()
     expect(opened.part("dice").get_by_role("button")).to_be_visible()
@@ -208,6 +218,18 @@ def test_custom_is_short_and_a_chip_opens_its_field(fake, fake_address, visit, t
             fold.click()
             height = page.evaluate("document.documentElement.scrollHeight")
             assert height <= 2.5 * page.viewport_size["height"], fold
+    # A chip puts its style into the prompt and takes it out again.
+    style = form.part("styles").get_by_role("button", name="jazz")
+    form.text("prompt").fill("a slow song, Soul")
+    style.click()
+    expect(form.text("prompt")).to_have_value("a slow song, Soul, jazz")
+    expect(style).to_have_attribute("aria-pressed", "true")
+    form.part("styles").get_by_role("button", name="soul").click()
+    expect(form.text("prompt")).to_have_value("a slow song, jazz")
+    style.click()
+    expect(form.text("prompt")).to_have_value("a slow song")
+    form.text("prompt").fill("jazz, late")
+    expect(style).to_have_attribute("aria-pressed", "true")
     chip = form.part("strip").get_by_role("button", name="BPM")
     expect(form.field("bpm")).to_be_hidden()
     chip.press("Enter")
