@@ -122,7 +122,7 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "plan_cfg": "How closely the plan follows prompt and lyrics; {low} switches this off.",
     "plan_seed": "The same plan seed and settings give the same plan. -1 uses the seed of the first take.",
     "brief": "A story, a feeling, an image, and any names or words that must appear.",
-    "structure": "Choose a preset or type your own.",
+    "structure": "A preset, or your own.",
     "tone": "The mood of the words: tender, angry, funny, like an old folk song.",
     "temperature": "How freely words are chosen: 0 is predictable, {high} is wild.",
     "top_p": "Considers only the likeliest words, up to this total probability.",
