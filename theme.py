@@ -137,7 +137,8 @@ def css() -> str:
     """Return the style sheet: the colours of both sides and a text as variables, then the rules."""
     drop = f":root{{--studio-drop:{json.dumps(tooltips.DROP)}}}"
     rules = f"{drop}\n{_style_sheets(STYLES)}"
-    return f":root{{{_variables(0)}}}\n:root.dark,:root .dark{{{_variables(1)}}}\n{rules}"
+    dark = f"color-scheme:dark;{_variables(1)}"
+    return f":root{{{_variables(0)}}}\n:root.dark,:root .dark{{{dark}}}\n{rules}"
 
 
 def _style_sheets(names: Sequence[str]) -> str:
