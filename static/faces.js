@@ -131,7 +131,8 @@
   };
 
   const blank = (value) => (Array.isArray(value) && !value.length) || ["", null, undefined].includes(value);
-  const same = (one, other) => (blank(one) ? "" : JSON.stringify(one)) === (blank(other) ? "" : JSON.stringify(other));
+  const written = (value) => (blank(value) ? "" : JSON.stringify(value));
+  const same = (one, other) => written(one) === written(other);
 
   // What else is set stands in the short form, too, with what takes it back.
   let takeBack;

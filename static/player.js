@@ -242,20 +242,22 @@
     previoustrack: () => step(-1),
     nexttrack: () => step(1),
   };
+  const facts = () =>
+    new MediaMetadata({
+      title: source ? texts.source : track.name,
+      artist: track.where,
+      album: document.title,
+      artwork: track.card.art ? [{ src: track.card.art }] : [],
+    });
   const announce = () => {
     if (!session) return;
-    session.playbackState = track ? (paused() ? "paused" : "playing") : "none";
-    if (announced === (track && `${track.card.id} ${source}`)) return;
-    announced = track && `${track.card.id} ${source}`;
+    const state = paused() ? "paused" : "playing";
+    session.playbackState = track ? state : "none";
+    const heard = track && `${track.card.id} ${source}`;
+    if (announced === heard) return;
+    announced = heard;
     for (const [name, act] of Object.entries(KEYS)) session.setActionHandler(name, track ? act : null);
-    session.metadata = track
-      ? new MediaMetadata({
-          title: source ? texts.source : track.name,
-          artist: track.where,
-          album: document.title,
-          artwork: track.card.art ? [{ src: track.card.art }] : [],
-        })
-      : null;
+    session.metadata = track ? facts() : null;
   };
 
   // --- the bar ---
@@ -378,17 +380,10 @@
     parts.time.textContent = `${clock(clamp(now(), 0, card.seconds))} / ${clock(card.seconds)}`;
     const { at, sung } = lineAt(card.lines || [], now());
     parts.sung.hidden = at < 0;
-    if (at >= 0) {
-      const words = [
-        make("b", { text: card.lines[at].text, class: sung ? "lit" : "" }),
-        make("span", { text: card.lines[at + 1]?.text ?? "" }),
-      ];
-      if (
-        parts.sung.textContent !== words.map((each) => each.textContent).join("") ||
-        parts.sung.firstChild.className !== words[0].className
-      )
-        parts.sung.replaceChildren(...words);
-    }
+    if (at < 0) return;
+    const line = make("b", { text: card.lines[at].text, class: sung ? "lit" : "" });
+    const next = make("span", { text: card.lines[at + 1]?.text ?? "" });
+    if (parts.sung.innerHTML !== line.outerHTML + next.outerHTML) parts.sung.replaceChildren(line, next);
   };
 
   for (const name of ["play", "pause", "ended", "timeupdate", "seeked"]) audio.addEventListener(name, tell);

@@ -40,6 +40,16 @@ UNDO_WAITS = """(() => {
   const start = window.setTimeout;
   window.setTimeout = (act, ms, ...more) => (ms === 8000 ? (window.undoIsOver = act) && 0 : start(act, ms, ...more));
 })()"""
+KEPT = "JSON.parse(localStorage.getItem('ace-music-studio-takes-generate'))"
+# Has another window keep as many old takes, all of them with a star.
+STARRED = f"""(count) => {{
+  const key = "ace-music-studio-takes-generate";
+  const [card, ...more] = {KEPT};
+  const old = {{ ...card, art: "", peaks: "", title: "old", star: true }};
+  const all = Array.from({{ length: count }}, (_, at) => ({{ ...old, url: `/runs/old${{at}}/takes/1`, at: at + 1 }}));
+  localStorage.setItem(key, JSON.stringify([card, ...more, ...all]));
+  dispatchEvent(new StorageEvent("storage", {{ key }}));
+}}"""
 # Counts how often a song was cancelled.
 COUNT_CANCELS = """() => {
   window.cancels = 0;
@@ -650,6 +660,11 @@ def test_songs_stay_in_the_browser_for_every_tab_and_can_be_found_named_and_remo
     undo.blur()
     expect(undo).to_be_hidden()
     expect(shanty).to_have_count(0)
+    # Starred takes are kept for longer, but not without an end.
+    page.evaluate(STARRED, 250)
+    page.get_by_role("button", name="Star slow waltz").click()
+    page.wait_for_function(f"100 < {KEPT}.length && {KEPT}.length <= 200")
+    assert page.evaluate(f"{KEPT}[0].title") == "slow waltz"
 
 
 @pytest.mark.slow
