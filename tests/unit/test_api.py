@@ -426,4 +426,4 @@ def test_songs_that_wait_to_be_converted_hold_no_thread_of_the_server(monkeypatc
             go_on.set()
         return [bytes((await each).body) for each in asked]
 
-    assert asyncio.run(ask_for_many()) == [b"a"] * 5
+    assert result_of(ask_for_many()) == [b"a"] * 5
