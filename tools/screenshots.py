@@ -221,6 +221,9 @@ def speed_up(page: Any, mode: str) -> None:
     if mode != "lyrics":
         fold(page, mode)
         page.locator(f"#{mode}-steps input").fill("8")
+        chip = page.locator(f'[aria-controls="{mode}-takes"]')
+        if chip.count() and chip.get_attribute("aria-expanded") == "false":
+            chip.click()
         page.locator(f"#{mode}-takes").get_by_label("2", exact=True).check()
 
 
