@@ -1,5 +1,5 @@
-"""The middleware in front of Gradio: security headers, compression, refused calls, the queue's limit,
-and MCP clients that hang up.
+"""The middleware in front of Gradio: security headers, refused calls, the queue's limit, and MCP clients
+that hang up.
 
 Gradio answers some malformed calls with a bare 500 and a long traceback, fetches URLs that a caller
 puts into JSON, and lets simultaneous calls past its queue limit. Here the first two get a sentence
@@ -28,7 +28,6 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,6 +36,7 @@ import audio
 import bootstrap
 from api import ENDPOINTS, UPLOADS, called_function, check_call
 from api_bodies import Bodies, whole_body
+from api_compression import Compression
 from api_hosts import (
     API,
     KnownHosts,
@@ -66,8 +66,6 @@ MOST_UNREAD_IN_ALL = 5_000
 JOIN_SECONDS = 5.0
 # The endpoints that want a program's key. /capabilities and the page do not.
 GUARDED = (*ENDPOINTS, "run", "cancel_run")
-# Gradio compresses these itself, with Brotli.
-COMPRESSED_BY_GRADIO = ("text/css", "text/javascript", "application/javascript")
 # What Gradio raises for values that it does not expect.
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError)
 
@@ -109,18 +107,10 @@ NO_SESSION = 'data: {"msg":"unexpected_error","message":"404: Not Found","sessio
 
 def middleware() -> list[Middleware]:
     """Return the middleware for Gradio's app, the outermost first."""
-    # Streams and songs are not compressed. Where the system has no table of media types, a song has
-    # the second one.
-    uncompressed = (
-        *DEFAULT_EXCLUDED_CONTENT_TYPES,
-        "application/octet-stream",
-        *COMPRESSED_BY_GRADIO,
-    )
-    gzip = Middleware(GZipMiddleware, minimum_size=1000, exclude_content_types=uncompressed)
     return [
         Middleware(SecurityHeaders),
         Middleware(KnownHosts, environ=os.environ),
-        gzip,
+        Middleware(Compression),
         Middleware(Bodies),
         Middleware(RelativePage),
         Middleware(Files),

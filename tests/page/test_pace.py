@@ -67,15 +67,18 @@ def test_a_first_visit_transfers_at_most_650_kb(browser, fake_address):
     # Two rests of the page: nothing more is to be loaded.
     page.evaluate("new Promise((done) => requestIdleCallback(() => requestIdleCallback(done)))")
     context.close()
+    print(f"a first visit transfers {sum(sizes) / 1000:.0f} kB")
     assert 200_000 < sum(sizes) <= 650_000
 
 
 def test_the_cost_of_a_visit_and_of_a_key_does_not_grow_with_the_page(fake_address):
-    sent = httpx.get(fake_address[0], headers={"Accept-Encoding": "gzip"}, timeout=300)
-    assert sent.headers["content-encoding"] == "gzip"
-    # A fifth of what a first visit may transfer, and nothing is shown before it has come: 134 kB were measured;
-    # a component takes about 250 bytes of them. Without compression it would be a megabyte.
-    assert sent.num_bytes_downloaded < 135_000 < len(sent.content) / 4
+    # Nothing is shown before it has come. In Brotli 88 kB were measured, and 131 kB in gzip, which a browser asks for
+    # at an address of the network without https; a component takes about 200 bytes of them. Without compression it
+    # would be a megabyte.
+    for encoding, most_bytes in (("br", 100_000), ("gzip", 150_000)):
+        sent = httpx.get(fake_address[0], headers={"Accept-Encoding": encoding}, timeout=300)
+        assert sent.headers["content-encoding"] == encoding
+        assert sent.num_bytes_downloaded < most_bytes < len(sent.content) / 4
     page = httpx.get(f"{fake_address[0]}config", timeout=300).raise_for_status().json()
 
     def ids(part: dict[str, Any]) -> set[int]:
