@@ -32,6 +32,8 @@ SOUNDS = Path(__file__).with_name("assets") / "examples"
 # What the dice writes into the prompt.
 IDEAS: list[str] = preset("ideas")
 # The fields that an example replaces, and what they hold if the example says nothing of them.
+# On a phone the form is above the examples.
+TO_FORM = "() => document.querySelector('#generate-faces').scrollIntoView({ block: 'nearest' })"
 BLANK_SONG = {**page_form.SONG, "duration": None, "words": page_words.NOT_CHOSEN}
 PLAN_OPTIONS = (
     "options.rewrite",
@@ -106,7 +108,7 @@ def generate_tab(studio: Backend) -> SongTab:
         with page_fields.result_column():
             result = ResultPanel(form.mode, studio)
             shelf = _add_shelf()
-    _connect_shelf(form, shelf, undo)
+    _connect_shelf(form, shelf, undo, result)
     file.change(partial(page_fields.restored, form, line), file, [*form.settings, line], **AT_ONCE)
     # Not with the settings' own event: files are not kept.
     reference = form.fields["reference"]
@@ -142,11 +144,14 @@ def _add_shelf() -> gr.HTML:
     """Add the examples that can be heard, in the place of the songs that are not there yet."""
     gr.set_static_paths([SOUNDS])
     cards = json.loads((SOUNDS / "cards.json").read_text(encoding="utf-8"))
+    for name, card in cards.items():
+        prompt = page_fields.EXAMPLES["generate"][name]["prompt"]
+        card["style"] = prompt.split(",")[0]
     looks: dict[str, Any] = {"elem_id": "generate-shelf", "js_on_load": theme.script("examples")}
     return html(theme.shelf(cards, SOUNDS), **looks)
 
 
-def _connect_shelf(form: Form, shelf: gr.HTML, undo: Undo) -> None:
+def _connect_shelf(form: Form, shelf: gr.HTML, undo: Undo, result: ResultPanel) -> None:
     """Let "Make one like this" fill the form with an example; Undo restores what it held."""
     examples = page_fields.EXAMPLES["generate"]
     fields = form.components(BLANK_SONG)
@@ -156,10 +161,13 @@ def _connect_shelf(form: Form, shelf: gr.HTML, undo: Undo) -> None:
         if example is None:
             return {undo.former: former}
         kept = undo.keep(former, dict(zip(fields, values, strict=True)))
-        return {**form.show({**BLANK_SONG, **example}), **kept}
+        said = theme.answer(tooltips.EXAMPLE_FILLED_IN)
+        return {**form.show({**BLANK_SONG, **example}), **kept, result.message: said}
 
     held = [undo.former, *fields.values()]
-    shelf.input(fill, held, [*fields.values(), *undo.outputs], **AT_ONCE)
+    outputs = [*fields.values(), *undo.outputs, result.message]
+    filled = shelf.input(fill, held, outputs, **AT_ONCE)
+    filled.then(None, js=TO_FORM, **AT_ONCE)
     undo.connect(fields)
 
 

@@ -10,6 +10,7 @@ studio.examples = (element, _props, trigger) => {
       make("img", { src: what.card.art, alt: "", loading: "lazy" }),
       make("span", { class: "sign" }),
       make("span", { class: "name", text: name }),
+      make("span", { class: "style", text: found.style }),
     ]);
     const like = {
       type: "button",

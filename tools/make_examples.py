@@ -1,11 +1,12 @@
-"""Make the songs of Generate's examples with the built-in engine: python -m tools.make_examples
+"""Make the songs of Generate's examples with the built-in engine: python -m tools.make_examples [NAME ...]
 
-Writes into assets/examples, for each example of presets/examples.json, a song as MP3 and its picture, and cards.json
-with what the page's player shows of them.
+Writes into assets/examples, for each example of presets/examples.json or for those named, a song as MP3; and for all of
+them the covers, and cards.json with what the page's player shows of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import json
@@ -13,6 +14,8 @@ import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -28,10 +31,11 @@ from model_weights import PREVIEW
 from page_fields import EXAMPLES
 from page_generate import SOUNDS
 from params import parse_request
-from record import Stored
 
+SONGS = EXAMPLES["generate"]
 SECONDS = 20
-SEED = 7
+# Of the first song; each next one has the next seed, so that no two covers look alike.
+SEED = 107
 MP3 = {
     "format": "MP3",
     "subtype": "MPEG_LAYER_III",
@@ -39,14 +43,15 @@ MP3 = {
     "compression_level": 0.9,
 }
 MOST_BYTES = 150_000
-# Of the pictures, which a first visit loads.
-QUALITY = 40
+# Of the covers, which a first visit loads, and how wide the page shows them.
+QUALITY = 45
+PIXELS = 160
 COLUMNS = 100
 
 
-def make(name: str) -> dict[str, object]:
-    """Make the song of an example, write its files, and return its card."""
-    wanted = {**EXAMPLES["generate"][name], "duration": SECONDS, "seed": SEED, "quality": "draft"}
+def make_song(name: str) -> None:
+    """Make the song of an example and write it as MP3."""
+    wanted = {**SONGS[name], "duration": SECONDS, "seed": seed_of(name), "quality": "draft"}
     wanted["options"] = {"plan": False, "fade_out": 2, "format": "wav"}
     done = next(
         event
@@ -54,47 +59,78 @@ def make(name: str) -> dict[str, object]:
         if isinstance(event, Done)
     )
     samples = audio.read_wav(done.files[0])
-    slug = re.sub(
-        r"\W+", "-", unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    )
-    sound = SOUNDS / f"{slug}.mp3"
-    picture = SOUNDS / f"{slug}.webp"
+    sound = sound_of(name)
     soundfile.write(sound, samples.mean(axis=0), SAMPLE_RATE, **MP3)
     if sound.stat().st_size > MOST_BYTES:
         raise ValueError(
             f"{sound.name} has {sound.stat().st_size:,} bytes, more than {MOST_BYTES:,}."
         )
-    art = audio_export.picture_for_page(
-        samples, done.record["takes"][0]["seed"], Stored.from_record(done.record).key
-    )
-    small = Image.open(io.BytesIO(base64.b64decode(art.partition(",")[2])))
-    small.save(picture, quality=QUALITY, method=6)
-    parts = np.array_split(samples, COLUMNS, axis=1)
-    lows_and_highs = (
-        np.array([(part.min(), part.max()) for part in parts]) * 127 / np.abs(samples).max()
-    )
-    peaks = base64.b64encode(np.rint(lows_and_highs).astype(np.int8).tobytes()).decode()
+
+
+def make_card(name: str) -> dict[str, object]:
+    """Draw the cover of an example from its song, write it, and return the example's card."""
+    sound = sound_of(name)
+    cover = sound.with_suffix(".webp")
+    samples = audio.decode(sound)
+    drawn = audio_export.picture_for_tags(samples, seed_of(name), SONGS[name]["key"])
+    small = Image.open(io.BytesIO(drawn)).resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+    small.save(cover, quality=QUALITY, method=6)
     return {
         "sound": sound.name,
-        "picture": picture.name,
+        "picture": cover.name,
         "seconds": samples.shape[1] / SAMPLE_RATE,
-        "peaks": peaks,
+        "peaks": _peaks(samples),
     }
 
 
-def main() -> None:
-    """Make all examples again."""
+def seed_of(name: str) -> int:
+    return SEED + list(SONGS).index(name)
+
+
+def sound_of(name: str) -> Path:
+    """Return where the song of an example is."""
+    letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"\W+", "-", letters)
+    return SOUNDS / f"{slug}.mp3"
+
+
+def _peaks(samples: np.ndarray) -> str:
+    """Return the lowest and the highest sample of each column as int8 in base64."""
+    parts = np.array_split(samples, COLUMNS, axis=1)
+    lows_and_highs = np.array([(part.min(), part.max()) for part in parts])
+    scaled = np.rint(lows_and_highs * 127 / np.abs(samples).max())
+    return base64.b64encode(scaled.astype(np.int8).tobytes()).decode()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the examples' songs again, all of them or those named, then all covers and cards."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    names = parser.parse_args(arguments).names or list(SONGS)
+    if not SONGS.keys() >= set(names):
+        parser.error(f"The examples are: {', '.join(SONGS)}.")
     bootstrap.bootstrap()
     os.environ["ACE_STUDIO_MODEL"] = PREVIEW
     SOUNDS.mkdir(parents=True, exist_ok=True)
-    for old in SOUNDS.iterdir():
-        old.unlink()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ACE_STUDIO_OUTPUT"] = folder
-        cards = {name: make(name) for name in EXAMPLES["generate"]}
+        for name in names:
+            make_song(name)
+    cards = {name: make_card(name) for name in SONGS}
     (SOUNDS / "cards.json").write_text(
         json.dumps(cards, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
+    _remove_others(cards)
+
+
+def _remove_others(cards: dict[str, dict[str, object]]) -> None:
+    """Delete the files of examples that are no longer there."""
+    kept = {card[part] for card in cards.values() for part in ("sound", "picture")}
+    for file in SOUNDS.iterdir():
+        if file.name not in kept | {"cards.json"}:
+            file.unlink()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,17 +126,29 @@ def test_an_example_plays_and_fills_the_form_only_if_it_is_asked_to(page: Page, 
     opened.set("bpm", "type", "200")
     shelf = opened.part("shelf")
     undo = page.locator("#generate-examples-undo")
+    covers = shelf.get_by_role("button", name=re.compile("^(Play|Pause) "))
+    expect(covers).to_have_count(6)
     for name, example in page_fields.EXAMPLES["generate"].items():
-        shelf.get_by_role("button", name=f"Play {name}", exact=True).click()
+        shelf.get_by_role("button", name=f"Play {name}", exact=True).press("Enter")
         expect(page.locator(".foot-player")).to_contain_text(name)
         page.wait_for_function("() => document.querySelector('#studio-audio').currentTime > 0")
         expect(opened.text("prompt")).to_have_value("my own words")
-        shelf.get_by_text("Make one like this").and_(shelf.locator(":visible")).click()
+        page.keyboard.press("Tab")
+        expect(shelf.get_by_role("button", name=f"Make one like “{name}”")).to_be_focused()
+        page.keyboard.press("Enter")
         expect(opened.text("prompt")).to_have_value(example["prompt"])
+        expect(opened.part("message")).to_contain_text("of this example")
         undo.click()
         expect(opened.text("prompt")).to_have_value("my own words")
         expect(opened.text("bpm")).to_have_value("200")
         expect(undo).to_be_hidden()
+    # On a phone the form is above the examples, and comes into sight.
+    page.set_viewport_size({"width": 390, "height": 844})
+    covers.last.scroll_into_view_if_needed()
+    expect(opened.text("prompt")).not_to_be_in_viewport()
+    shelf.get_by_text("Make one like this").and_(shelf.locator(":visible")).click()
+    expect(opened.text("prompt")).to_be_in_viewport()
+    undo.click()
     # The dice writes into the box, which the browser can undo.
     opened.part("dice").get_by_role("button").click()
     assert opened.text("prompt").input_value() in page_generate.IDEAS
@@ -156,6 +169,7 @@ def test_an_example_plays_and_fills_the_form_only_if_it_is_asked_to(page: Page, 
 
 def test_every_idea_and_every_example_is_a_song():
     assert len(set(page_generate.IDEAS)) == 40
+    assert len(page_fields.EXAMPLES["generate"]) == 6
     for idea in page_generate.IDEAS:
         assert parse_request("generate", {"prompt": idea}).prompt == idea
     for example in page_fields.EXAMPLES["generate"].values():
