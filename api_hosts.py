@@ -19,6 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import api_link
+
 API = "/gradio_api"
 ANY_ADDRESS = ("0.0.0.0", "::", "[::]")
 # The last is what a container calls the machine that it runs on.
@@ -97,10 +99,13 @@ class KnownHosts:
 
 
 class RelativePage:
-    """Lets the page find the studio relative to its own address, which no proxy can get wrong."""
+    """Lets the page find the studio relative to its own address, which no proxy can get wrong.
+
+    What a link shows alone has the address that Gradio finds, because its readers want a whole one.
+    """
 
     # In the configuration, and in the script below it.
-    ROOT = re.compile(rb'("root":|const root = )"https?://[^/"]+(/[^"]*)?"')
+    ROOT = re.compile(rb'("root":|const root = )"(https?://[^/"]+)(/[^"]*)?"')
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -123,7 +128,11 @@ class RelativePage:
             body.extend(message.get("body", b""))
             if message.get("more_body"):
                 return
-            page = self.ROOT.sub(self._relative, bytes(body), count=2)
+            page = bytes(body)
+            root = self.ROOT.search(page)
+            if root:
+                address = (root[2] + (root[3] or b"")).decode()
+                page = api_link.with_tags(self.ROOT.sub(self._relative, page, count=2), address)
             body.clear()  # a slow client may keep this answer waiting for long
             MutableHeaders(scope=start)["content-length"] = str(len(page))
             await send(start)
@@ -134,7 +143,7 @@ class RelativePage:
     @staticmethod
     def _relative(found: re.Match[bytes]) -> bytes:
         """Return the root's path without its host; a root without a path is where the page is."""
-        return found[1] + b'"' + (found[2] or b".") + b'"'
+        return found[1] + b'"' + (found[3] or b".") + b'"'
 
 
 def _is_html(start: Message) -> bool:

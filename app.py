@@ -47,6 +47,7 @@ from gradio import http_server
 
 import api_chat
 import api_guard
+import api_link
 import api_official
 import audio_export
 import calm_log
@@ -134,11 +135,12 @@ def launch(demo: Any, port: int | None = None) -> str:
             app_kwargs={
                 "middleware": api_guard.middleware(),
                 "lifespan": _tidying,
-                "routes": api_official.routes(demo.studio, demo.runs, api_chat.add_routes),
+                "routes": [
+                    api_link.route(),
+                    *api_official.routes(demo.studio, demo.runs, api_chat.add_routes),
+                ],
             },
         )
-    # For those who share the studio's address; Gradio has no parameter for it.
-    demo.config["simple_description"] = tooltips.DESCRIPTION
     connections.limit(demo.server.config)
     page_sessions.use_for(demo)
     if demo.mcp_server_obj:

@@ -18,6 +18,7 @@ TITLE = "ACE Music Studio"
 DESCRIPTION = (
     "Describe a song and hear it a moment later: words, voice and music, made on one machine."
 )
+LINK_PICTURE = "The covers of six songs, and a song that plays"
 SKIP = "Skip to the studio"
 
 # --- fields ---------------------------------------------------------------------------------------

@@ -70,17 +70,22 @@ def make_song(name: str) -> None:
 def make_card(name: str) -> dict[str, object]:
     """Draw the cover of an example from its song, write it, and return the example's card."""
     sound = sound_of(name)
-    cover = sound.with_suffix(".webp")
+    picture = sound.with_suffix(".webp")
     samples = audio.decode(sound)
-    drawn = audio_export.picture_for_tags(samples, seed_of(name), SONGS[name]["key"])
-    small = Image.open(io.BytesIO(drawn)).resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
-    small.save(cover, quality=QUALITY, method=6)
+    small = cover_of(name, samples).resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+    small.save(picture, quality=QUALITY, method=6)
     return {
         "sound": sound.name,
-        "picture": cover.name,
+        "picture": picture.name,
         "seconds": samples.shape[1] / SAMPLE_RATE,
         "peaks": _peaks(samples),
     }
+
+
+def cover_of(name: str, samples: np.ndarray) -> Image.Image:
+    """Return the cover of an example as it is drawn from its song, in full size."""
+    drawn = audio_export.picture_for_tags(samples, seed_of(name), SONGS[name]["key"])
+    return Image.open(io.BytesIO(drawn))
 
 
 def seed_of(name: str) -> int:

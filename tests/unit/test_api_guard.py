@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import json
 import logging
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,12 +18,15 @@ import httpx
 import pytest
 from gradio import Blocks
 from gradio.route_utils import get_root_url
+from PIL import Image
 from starlette.requests import Request
+from starlette.responses import HTMLResponse
 
 import api_guard
 import api_hosts
 import audio
 import served
+import tooltips
 from bootstrap import page_folder
 from tests.waiting import result_of, until
 
@@ -148,6 +153,59 @@ def test_the_page_names_no_address_that_a_proxy_made_up(server, path):
     assert 'const root = "."' in answer.text
     # A program asks for the configuration, and needs an address.
     assert get(f"{server}/config").json()["root"] == server
+
+
+def shown_of(page: str) -> dict[str, str]:
+    """Return what a link to a page shows where it is shared; each tag is there once."""
+    head = page.partition("<script")[0]
+    tags = re.findall(r'<meta\s[^>]*"((?:og|twitter):[\w:]+)"\s+content="([^"]*)"', head)
+    names = [name for name, _ in tags]
+    assert len(names) == len(set(names)) == len(re.findall("(?:og|twitter):", head))
+    return dict(tags)
+
+
+def test_a_link_shows_what_the_studio_is_with_a_picture_of_its_own(server):
+    port = server.rpartition(":")[2]
+    forwarded = {"x-forwarded-host": "localhost", "x-forwarded-proto": "https"}
+    for address, headers in (
+        (server, {}),
+        (f"http://localhost:{port}", {"host": f"localhost:{port}"}),
+        ("https://localhost", forwarded),
+    ):
+        shown = shown_of(get(f"{server}/", headers=headers).text)
+        assert shown["og:title"] == tooltips.TITLE
+        assert shown["og:description"] == tooltips.DESCRIPTION
+        assert shown["og:url"] == f"{address}/"
+        assert shown["og:image"] == f"{address}/link.webp"
+        assert shown["twitter:card"] == "summary_large_image"
+    picture = get(f"{server}/link.webp")
+    assert picture.headers["content-type"] == "image/webp"
+    assert len(picture.content) <= 60_000
+    drawn = Image.open(io.BytesIO(picture.content))
+    said = int(shown["og:image:width"]), int(shown["og:image:height"])
+    assert drawn.format == "WEBP" and drawn.size == said == (1200, 630)
+
+
+def test_a_link_below_a_path_has_its_picture_there():
+    """As on a proxy that serves the studio under a path of its own."""
+    page = '<head></head><script>{"root":"https://music.example/a&b"}</script>'
+
+    async def sent() -> bytes:
+        bodies = []
+
+        async def send(message):
+            bodies.append(message.get("body", b""))
+
+        async def app(scope, receive, send):
+            await HTMLResponse(page)(scope, receive, send)
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        await api_hosts.RelativePage(app)(scope, None, send)
+        return b"".join(bodies)
+
+    answer = result_of(sent()).decode()
+    assert shown_of(answer)["og:image"] == "https://music.example/a&amp;b/link.webp"
+    assert '"root":"/a&b"' in answer
 
 
 def test_a_file_that_is_gone_and_one_that_is_nobodys_business_get_one_answer(server):
