@@ -37,7 +37,7 @@ MOST_TITLE = 200  # letters of a title in a file's tags
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg"}
 # A song in another format costs a core for some seconds. Those that wait for one hold no thread of the server.
 _encoders = ThreadPoolExecutor(2, "encoder")
-STATUS_OF_CODE = {"no_run": 404, "no_take": 404}
+STATUS_OF_CODE = {"no_run": 404, "no_take": 404, "no_draft": 404}
 
 
 def owner_of(request: gr.Request | None) -> str:
@@ -227,6 +227,20 @@ async def cancel(request: Request) -> Response:
     return JSONResponse({"run": run_id, "cancelled": cancelled, "state": facts["state"]})
 
 
+async def draft(request: Request) -> Response:
+    """Ask to hear a song half-way (POST), or serve it once its state says that it is ready (GET)."""
+    run_id = request.path_params["run"]
+    runs = _runs_for(request)
+    try:
+        if request.method == "POST":
+            runs.ask_draft(run_id)
+            return JSONResponse(facts_of(runs, run_id)["song_draft"])
+        path = runs.draft(run_id)
+    except StudioError as error:
+        return _refusal(error.problem)
+    return FileResponse(path, headers={"Cache-Control": "private, no-store"})
+
+
 async def take(request: Request) -> Response:
     """Serve a take from the output folder, whole or in parts (Range); with ?format=... as a file of that kind.
 
@@ -270,6 +284,7 @@ ROUTES = (
     Route("/runs/{run}", one),
     Route("/runs/{run}/events", events),
     Route("/runs/{run}/cancel", cancel, methods=["POST"]),
+    Route("/runs/{run}/draft", draft, methods=["GET", "POST"]),
     Route("/runs/{run}/takes/{number:int}", take),
 )
 

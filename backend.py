@@ -33,7 +33,20 @@ import song_length
 import takes
 import tooltips
 import writers
-from events import Done, Event, Failed, InvalidRequest, Outcome, Problem, Progress, StudioError
+from events import (
+    SHARES,
+    Done,
+    Event,
+    Failed,
+    InvalidRequest,
+    Outcome,
+    Problem,
+    Progress,
+    Shares,
+    SongDraft,
+    StudioError,
+    shares_by,
+)
 from gpu_job import Job, SongJob
 from limits import AUTOMATIC_GPU_SECONDS, AUTOMATIC_SECONDS, LIMITS, STUDIO_VERSION, Limit
 from model_weights import (
@@ -97,6 +110,7 @@ class Backend:
         self._widths: dict[Path, lora_format.Widths] = {}
         # Bytes that a download would fetch, by repository, where the hub was asked.
         self._to_fetch: dict[str, int] = {}
+        self._paces = estimate.Paces()
 
     def song_model(self, request: Request) -> Weights:
         """Return the song model that `request` asks for, with its problem if it is not here."""
@@ -250,7 +264,8 @@ class Backend:
     def stream(self, request: Request) -> Generator[Event]:
         """Run `request`: yield progress, then `Done` or `Failed`. Closing the generator cancels it."""
         try:
-            yield from jobs.with_times(self._run(self.with_model(request)))
+            request = self.with_model(request)
+            yield from jobs.with_times(self._run(request), self._shares(request))
         except Exception as error:
             yield Failed(gpu.problem_of(error))
         finally:
@@ -270,6 +285,20 @@ class Backend:
             yield Done((), WordsResult())
         except Exception as error:
             yield Failed(gpu.problem_of(error))
+
+    def _shares(self, request: Request) -> Shares:
+        """Return how much of a song's run each stage is, by the time that it should take here."""
+        if not isinstance(request, SongRequest):
+            return SHARES
+        seconds = {}
+        try:
+            seconds = self._paces.seconds(self.work_of(request, check_audio(request)))
+        except StudioError:  # the run itself will say it
+            return SHARES
+        if isinstance(request, WrittenRequest):
+            words = estimate.work_of(request.words, None)
+            seconds["writing"] = estimate.seconds_by_stage(words)["writing"]
+        return shares_by(seconds)
 
     def _run(self, request: Request) -> Generator[Event]:
         if isinstance(request, WrittenRequest):
@@ -292,6 +321,10 @@ class Backend:
                 raise StudioError.from_problem(problem)
             if isinstance(job, SongJob):
                 job = yield from self._with_loras(job)
+                # ZeroGPU is asked for seconds before anybody can ask for a draft, and would have to
+                # be paid for one that nobody hears. On a Ray worker nobody sees the question.
+                here = not gpu.ON_ZEROGPU and not gpu_ray.wanted()
+                job = replace(job, offers_draft=here)
             checks = self._check_seconds()
             asked = gpu_zero.gpu_seconds(work, checks)
             events = gpu.run(job, asked, on_worker, worker_status)
@@ -301,6 +334,8 @@ class Backend:
                 for event in events:
                     if isinstance(event, Outcome | Failed):
                         break
+                    if isinstance(event, SongDraft):
+                        event = takes.draft_for_page(event)
                     yield event
                 else:
                     raise StudioError("cancelled", "Cancelled before it was done.")
@@ -309,7 +344,11 @@ class Backend:
             if isinstance(event, Failed):
                 yield event
             elif isinstance(job, SongJob) and output is not None:
-                yield from takes.finish(job, event, output)
+                with contextlib.closing(takes.finish(job, event, output)) as saved:
+                    for news in saved:
+                        if isinstance(news, Done):
+                            self._paces.learn(work, news.song["seconds"])
+                        yield news
             else:
                 yield Done((), _words_record(job, event))
 

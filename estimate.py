@@ -46,6 +46,8 @@ CONSTANTS = {
     "margin": 1.5,
 }
 COUNTED = dict(CONSTANTS)
+# s per minute and take, without the card: encoding, tags, picture (docs/performance-notes.md)
+SAVE_PER_MINUTE = 0.55
 # A measured constant that is this many times the counted one, or its fraction, was disturbed.
 MOST_TIMES_COUNTED = 20.0
 
@@ -122,26 +124,57 @@ def seconds_needed(work: Work) -> float:
 
 def seconds_of_work(work: Work) -> float:
     """Return the seconds that the work itself should take, without a cold start or a margin."""
+    return sum(seconds_by_stage(work).values())
+
+
+def seconds_by_stage(work: Work) -> dict[str, float]:
+    """Return the seconds that each stage on the card should take."""
+    seconds = {}
+    tokens = work.tokens / CONSTANTS["plan_tokens_per_second"]
+    if work.mode == "lyrics":
+        tokens = work.tokens / CONSTANTS["songwriter_tokens_per_second"]
+    seconds["writing"] = tokens
+    if work.planner:
+        planned = CONSTANTS["plan_metadata_tokens"] + work.duration * CODES_PER_SECOND
+        seconds["planning"] = planned / CONSTANTS["plan_tokens_per_second"]
+    if work.source:
+        per_minute = work.source / 60 * CONSTANTS["encode_per_minute"]
+        seconds["reading"] = CONSTANTS["encode_seconds"] + per_minute
     rows = 2 if work.guidance > 1 else 1
     forwards = work.steps * work.passes * work.takes * rows
-    seconds = forwards * forward_tflop(work.duration) / CONSTANTS["tflop_per_second"]
-    seconds += work.takes * work.duration / 60 * CONSTANTS["decode_per_minute"]
-    if work.source:
-        seconds += CONSTANTS["encode_seconds"]
-        seconds += work.source / 60 * CONSTANTS["encode_per_minute"]
-    if work.planner:
-        tokens = CONSTANTS["plan_metadata_tokens"] + work.duration * CODES_PER_SECOND
-        seconds += tokens / CONSTANTS["plan_tokens_per_second"]
-    if work.mode == "lyrics":
-        seconds += work.tokens / CONSTANTS["songwriter_tokens_per_second"]
-    else:
-        seconds += work.tokens / CONSTANTS["plan_tokens_per_second"]
+    seconds["steps"] = forwards * forward_tflop(work.duration) / CONSTANTS["tflop_per_second"]
+    seconds["decoding"] = work.takes * work.duration / 60 * CONSTANTS["decode_per_minute"]
     return seconds
 
 
 def forward_tflop(duration: float) -> float:
     """Return the TFLOP of one forward pass over `duration` seconds of music."""
     return float(np.interp(duration, list(FORWARD_TFLOP), list(FORWARD_TFLOP.values())))
+
+
+class Paces:
+    """How much longer each stage of a song takes on this machine than estimated, as the latest songs showed."""
+
+    def __init__(self) -> None:
+        self._paces: dict[str, float] = {}
+
+    def learn(self, work: Work, took: Mapping[str, float]) -> None:
+        """Learn from the seconds that the stages of a song took, by the names of the record."""
+        seconds = dict(took)
+        seconds["decoding"] = seconds.get("decoding", 0.0) + seconds.get("scoring", 0.0)
+        for stage, estimated in _by_stage_and_saving(work).items():
+            if estimated > 0 and seconds.get(stage, 0.0) > 0:
+                self._paces[stage] = seconds[stage] / estimated
+
+    def seconds(self, work: Work) -> dict[str, float]:
+        """Return the seconds that each stage of a song should take here."""
+        estimated = _by_stage_and_saving(work)
+        return {stage: each * self._paces.get(stage, 1.0) for stage, each in estimated.items()}
+
+
+def _by_stage_and_saving(work: Work) -> dict[str, float]:
+    saving = work.takes * work.duration / 60 * SAVE_PER_MINUTE
+    return {**seconds_by_stage(work), "finishing": saving}
 
 
 # --- what earlier jobs took ------------------------------------------------------------------------

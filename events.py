@@ -137,10 +137,17 @@ class Progress:
     elapsed: float = 0.0
     left: float | None = None
     note: str = ""  # a sentence for the visitor, such as why the model is loaded again
+    share: float | None = (
+        None  # of the whole run that is done, 0 to 1; None if nobody has weighed its stages
+    )
+    # How strong 100 equal parts of the first take promise to be, 0 to 100; () before its first step.
+    outline: tuple[int, ...] = ()
 
 
 # How far a run is where a stage begins, and how much of it the stage is.
-SHARES: dict[Stage, tuple[float, float]] = {
+Shares = Mapping[Stage, tuple[float, float]]
+# Those of a usual run.
+SHARES: Shares = {
     "waiting": (0.0, 0.0),
     "starting": (0.01, 0.0),
     "lending": (0.01, 0.0),
@@ -156,11 +163,31 @@ SHARES: dict[Stage, tuple[float, float]] = {
     "finishing": (0.96, 0.03),
     "aligning": (0.9, 0.0),
 }
+# The stages whose seconds can be estimated, in their order, and what they share.
+WEIGHED: tuple[Stage, ...] = ("writing", "planning", "reading", "steps", "decoding", "finishing")
+FIRST_SHARE = 0.03
+LAST_SHARE = 0.99
 
 
-def share_done(progress: Progress) -> float:
-    """Return how far a run is, from 0 to 1."""
-    start, share = SHARES[progress.stage]
+def shares_by(seconds: Mapping[str, float]) -> Shares:
+    """Return the shares of a run whose stages take so many seconds; others begin it."""
+    total = sum(seconds.get(stage, 0.0) for stage in WEIGHED)
+    if total <= 0:
+        return SHARES
+    shares = dict(SHARES)
+    start = FIRST_SHARE
+    for stage in WEIGHED:
+        share = (LAST_SHARE - FIRST_SHARE) * seconds.get(stage, 0.0) / total
+        shares[stage] = (start, share)
+        start += share
+    return shares
+
+
+def share_done(progress: Progress, shares: Shares = SHARES) -> float:
+    """Return how far a run is, from 0 to 1: as it says itself, or by its stage."""
+    if progress.share is not None:
+        return progress.share
+    start, share = shares[progress.stage]
     if progress.steps:
         start += share * min(progress.step / progress.steps, 1.0)
     return round(start, 3)
@@ -203,7 +230,25 @@ class Failed:
     problem: Problem
 
 
-Event = Progress | Draft | Done | Failed
+@dataclass(frozen=True)
+class DraftOffer:
+    """From now on the song can be heard as it is by then; creating the file `ask` asks for that, once."""
+
+    ask: str
+
+
+@dataclass(frozen=True)
+class SongDraft:
+    """The first take as it promises to sound at `step`: the path of an audio file, "" if a problem prevented it."""
+
+    step: int
+    file: str = ""
+    problem: Problem | None = None
+
+
+NO_SONG_DRAFT = Problem("no_draft", "The song could not be heard half-way.", hint="It continues.")
+
+Event = Progress | Draft | DraftOffer | SongDraft | Done | Failed
 
 
 @dataclass(frozen=True)

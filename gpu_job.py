@@ -28,6 +28,11 @@ class Job:
     def running(self) -> Path:
         return Path(self.folder, "running")
 
+    @property
+    def draft_wanted(self) -> Path:
+        """Creating this file asks to hear the song as it is by now."""
+        return Path(self.folder, "draft-wanted")
+
     def cancelled(self) -> bool:
         return not self.running.exists()
 
@@ -37,3 +42,4 @@ class SongJob(Job):
     request: SongRequest
     # For the checkpoint of the machine that makes the song.
     settings: Settings = field(kw_only=True)
+    offers_draft: bool = False  # whether it can be heard on request from half of the steps on

@@ -23,7 +23,7 @@ import audio
 import audio_export
 import beat
 import bootstrap
-from events import Event, Progress, StudioError
+from events import SHARES, Event, Progress, Shares, StudioError, share_done
 from gpu_job import Job, SongJob
 from limits import MAX_SEED, SAMPLE_RATE, is_folder_name
 from model_weights import Weights
@@ -179,16 +179,30 @@ def song_model(job: Job, loaded: Models) -> Weights | None:
     return None
 
 
-def with_times(events: Iterator[Event]) -> Iterator[Event]:
-    """Yield `events`; progress gets the seconds since the start and, at the pace so far, those left in its stage."""
+def with_times(events: Iterator[Event], shares: Shares = SHARES) -> Iterator[Event]:
+    """Yield `events`; progress gets the seconds since the start and, at the pace so far, those left in its stage.
+
+    It also gets how much of the run is done, which never falls: a stage may come twice. The outline
+    of a song stays until there is another.
+    """
     started = time.monotonic()
     stage = Stage("", started, 0)
+    done = 0.0
+    outline: tuple[int, ...] = ()
     for event in events:
         if isinstance(event, Progress):
             now = time.monotonic()
             if event.stage != stage.name:
                 stage = Stage(event.stage, now, event.step)
-            event = replace(event, elapsed=round(now - started, 1), left=_left(event, stage, now))
+            done = max(done, share_done(event, shares))
+            outline = event.outline or outline
+            event = replace(
+                event,
+                elapsed=round(now - started, 1),
+                left=_left(event, stage, now),
+                share=done,
+                outline=outline,
+            )
         yield event
 
 

@@ -31,7 +31,17 @@ import tooltips
 import writers
 from audio_export import disk_problem
 from audio_levels import match_level, splice
-from events import Outcome, Problem, Progress, StudioError, Take
+from events import (
+    NO_SONG_DRAFT,
+    DraftOffer,
+    Outcome,
+    Problem,
+    Progress,
+    SongDraft,
+    StudioError,
+    Take,
+    is_out_of_memory,
+)
 from gpu_job import SongJob
 from limits import (
     INSTRUMENTAL,
@@ -79,7 +89,9 @@ Finish = Callable[[np.ndarray, int], np.ndarray]
 Asked = TypeVar("Asked", bound=SongRequest)
 
 
-def make(loaded: Models, placing: Placing, job: SongJob) -> Generator[Progress | Outcome | None]:
+def make(
+    loaded: Models, placing: Placing, job: SongJob
+) -> Generator[Progress | DraftOffer | SongDraft | Outcome | None]:
     """Plan the song of `job` if requested, apply its LoRAs, and run its mode; yields the `Outcome` last."""
     seconds: dict[str, float] = {}
     request, from_prompt = prompt_facts.completed(job.request)
@@ -106,6 +118,8 @@ def make(loaded: Models, placing: Placing, job: SongJob) -> Generator[Progress |
         **dict.fromkeys(chosen, "engine"),
         **dict.fromkeys(from_script, "lyrics"),
     }
+    if not placing.keeps_all:  # the VAE would have to change places with the transformer
+        job = replace(job, offers_draft=False)
     acting = lora_apply.reconcile(pipe, job.loras)
     was_half = getattr(pipe.transformer, "half_precision", False)
     for event in run(pipe, job, plan, _listener(loaded, placing)):
@@ -225,7 +239,7 @@ NOBODY = Listener()
 
 def run(
     pipe: Any, job: SongJob, plan: Plan | None = None, listener: Listener = NOBODY
-) -> Iterator[Progress | Outcome]:
+) -> Iterator[Progress | DraftOffer | SongDraft | Outcome]:
     """Yield the progress of the song of `job`, then its `Outcome`; `listener` hears how good the takes are.
 
     A song whose numbers half precision cannot hold is made again in float32, and so are later ones.
@@ -247,7 +261,7 @@ def run(
 
 def _once(
     pipe: Any, job: SongJob, plan: Plan | None, listener: Listener
-) -> Iterator[Progress | Outcome]:
+) -> Iterator[Progress | DraftOffer | SongDraft | Outcome]:
     """Make the song of `job`; raises NotFinite if half precision does not hold its numbers."""
     seconds: dict[str, float] = {}
     yield Progress("reading")
@@ -257,13 +271,18 @@ def _once(
         prepare = MODES[getattr(song.request, "action", job.request.mode)]
         loop, finish = prepare(song)
     with timed(seconds, "steps"):
-        yield Progress("steps", 0, len(loop.sigmas))
-        for index, latents in enumerate(song_loop.denoise(pipe, loop), 1):
+        steps = len(loop.sigmas)
+        draft = _Draft(song, loop, finish)
+        yield Progress("steps", 0, steps)
+        for index, (latents, clean) in enumerate(song_loop.denoise(pipe, loop), 1):
             models.trim_memory(latents.device)
             song_half.check(pipe.transformer, latents)
-            yield Progress("steps", index, len(loop.sigmas))
+            outline = song_loop.outline(clean[:1])
+            yield Progress("steps", index, steps, outline=outline)
+            yield from draft.after(index, clean, seconds)
         if loop.keep:
             latents = song_loop.blend(latents, loop.keep)
+    seconds["steps"] = round(seconds["steps"] - seconds.get("draft", 0.0), 3)
     takes = yield from _decoded(song, latents, finish, _Judge(song, loop, listener), seconds)
     ran = Ran(
         seconds=seconds,
@@ -274,6 +293,62 @@ def _once(
     )
     yield Outcome(ran, takes, notes=tuple(song.notes))
     song_compilation.warm_up(pipe.transformer)
+
+
+class _Draft:
+    """The first take as it is in the loop, decoded once if somebody asks for it from half of the steps on."""
+
+    def __init__(self, song: Song, loop: song_loop.Denoising, finish: Finish):
+        self._song = song
+        self._keep = loop.keep
+        self._finish = finish
+        self._steps = len(loop.sigmas)
+        self._is_offered = False
+        self._is_over = not song.job.offers_draft
+
+    def after(
+        self, step: int, clean: Any, seconds: dict[str, float]
+    ) -> Iterator[Progress | DraftOffer | SongDraft]:
+        """Offer the draft, or make it if it is asked for, after a `step` that expects `clean` [B, T, C]."""
+        if self._is_over or 2 * step < self._steps or step == self._steps:
+            return
+        wanted = self._song.job.draft_wanted
+        if not self._is_offered:
+            self._is_offered = True
+            yield DraftOffer(str(wanted))
+        if wanted.exists():
+            self._is_over = True
+            wanted.unlink()
+            with timed(seconds, "draft"):
+                yield from self._made(step, clean[:1])
+
+    def _made(self, step: int, clean: Any) -> Iterator[Progress | SongDraft]:
+        """Decode the draft; whatever goes wrong with it, the song continues."""
+        problem = NO_SONG_DRAFT
+        try:
+            samples = yield from self._decoded(step, clean)
+            path = str(Path(self._song.job.folder, "draft.wav"))
+            audio_export.write_wav(path, self._finish(samples, 1))
+            yield SongDraft(step, path)
+            return
+        except (StudioError, audio.AudioError) as error:
+            problem = _problem_of(error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("there was no memory for a draft")
+        # Not within `except`: until its end the exception keeps tensors on the device.
+        models.free_memory()
+        yield SongDraft(step, problem=problem)
+
+    def _decoded(self, step: int, clean: Any) -> Generator[Progress, None, np.ndarray]:
+        if self._keep:
+            clean = song_loop.blend(clean, self._keep)
+        tiles = []
+        for _, _, decoded in song_codec.decode_latents(self._song.pipe, clean):
+            tiles.append(decoded.numpy())
+            yield Progress("steps", step, self._steps)
+        return np.concatenate(tiles, axis=1)[:, : self._song.length]
 
 
 def generate(song: Song[GenerateRequest]) -> tuple[song_loop.Denoising, Finish]:

@@ -162,7 +162,9 @@ class JobRecord(TypedDict):
     versions: Annotated[dict[str, str], "of Python and of the libraries"]
     worker: Annotated[str, "`here`, or the name of a Ray worker"]
     memory_plan: Annotated[str, "the memory plan that was in force"]
-    seconds: Annotated[dict[str, float], "how long each stage took"]
+    seconds: Annotated[
+        dict[str, float], "how long each stage took, and a `draft` that somebody asked for"
+    ]
     gpu: NotRequired[Annotated[GpuEntry, "on ZeroGPU"]]
 
 

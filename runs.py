@@ -34,7 +34,17 @@ import served
 import takes
 from backend import SONGS_AT_ONCE, Backend, seconds_of
 from beat import QUIET, Quiet
-from events import Done, Draft, Event, Failed, Problem, Progress, StudioError
+from events import (
+    Done,
+    Draft,
+    DraftOffer,
+    Event,
+    Failed,
+    Problem,
+    Progress,
+    SongDraft,
+    StudioError,
+)
 from gpu import ON_ZEROGPU, problem_of
 from jobs import UPLOADS
 from params import Request
@@ -60,6 +70,11 @@ PACE_MEMORY = 0.3  # the weight of the latest run in the pace
 NO_RUN = Problem("no_run", "There is no such run, or it ended too long ago.", hint="Check its id.")
 NO_TAKE = Problem(
     "no_take", "This take is not in the output folder any more.", hint="Make the song again."
+)
+NO_DRAFT = Problem(
+    "no_draft",
+    "This song cannot be heard yet.",
+    hint="It can be heard from half of its steps on, in a studio whose own machine makes it.",
 )
 CANCELLED = Problem("cancelled", "The run was cancelled.")
 CUT_OFF = Problem(
@@ -113,7 +128,7 @@ class Cancelled:
     problem: Problem = CANCELLED
 
 
-RunEvent = Waiting | Event | Cancelled
+RunEvent = Waiting | Progress | Draft | Done | Failed | Cancelled
 ENDS = (Done, Failed, Cancelled)
 _STATES_AT_THE_END: dict[type[RunEvent], State] = {
     Done: "finished",
@@ -143,6 +158,11 @@ class Run:
         self.ended_at = 0.0
         self.has_card = False  # ZeroGPU has lent a card, which is paid for
         self.cancelling: Problem | None = None
+        self.draft_ask = (
+            ""  # the file that asks to hear the song half-way, "" if that is not offered
+        )
+        self.asked_draft = False
+        self.song_draft: SongDraft | None = None
         # Holds the visitor's request, by whose headers ZeroGPU lends a card; None once the run has
         # ended.
         self.context: contextvars.Context | None = None
@@ -182,6 +202,15 @@ class Run:
         return [each for each in self.events if each[0] > number]
 
 
+class SongDraftFacts(TypedDict):
+    """Whether a song can be heard while it is being made."""
+
+    state: Literal["offered", "asked", "ready", "failed"]
+    step: int  # that it was heard at, 0 before
+    url: str  # where it is asked for, and then served
+    problem: dict[str, str] | None
+
+
 class RunFacts(TypedDict):
     """What there is to know about a run, as programs get it (docs/api.md)."""
 
@@ -196,6 +225,7 @@ class RunFacts(TypedDict):
     draft: str | None
     tokens: int  # of the draft
     note: str
+    song_draft: SongDraftFacts | None  # None if the song cannot be heard half-way
     problem: dict[str, str] | None
     takes: list[str]  # the addresses of its takes
     record: Any
@@ -360,6 +390,27 @@ class Runs:
             elif run.cancelling is None:
                 run.cancelling = problem
             return True
+
+    def ask_draft(self, run_id: str) -> None:
+        """Ask to hear a song half-way; raises StudioError if that is not offered."""
+        with self._lock:
+            run = self._known.get(run_id)
+            if run is None or _song_draft_of(run) is None:
+                raise StudioError.from_problem(NO_DRAFT)
+            if run.asked_draft:
+                return
+            try:
+                Path(run.draft_ask).touch()
+            except OSError:  # the job has just ended
+                raise StudioError.from_problem(NO_DRAFT) from None
+            run.asked_draft = True
+
+    def draft(self, run_id: str) -> Path:
+        """Return the file in which a song is heard half-way; raises StudioError if there is none."""
+        run = self.find(run_id)
+        if run is None or run.song_draft is None or not Path(run.song_draft.file).is_file():
+            raise StudioError.from_problem(NO_DRAFT)
+        return Path(run.song_draft.file)
 
     def note_visitor(self, run_id: str, hidden: bool = False) -> None:
         """Note that the visitor is there; a page that is hidden asks for nothing, so it may be silent for longer."""
@@ -637,6 +688,10 @@ class Runs:
                 self._end(run, Cancelled(run.cancelling))
             elif isinstance(event, Failed):
                 self._end(run, event)
+            elif isinstance(event, DraftOffer):
+                run.draft_ask = event.ask
+            elif isinstance(event, SongDraft):
+                run.song_draft = event
             else:
                 self._note_card(run, event)
                 self._add(run, event)
@@ -736,10 +791,30 @@ def _facts(run: Run, waiting: Waiting | None) -> RunFacts:
         "draft": draft.text if draft else None,
         "tokens": draft.tokens if draft else 0,
         "note": run.note,
+        "song_draft": _song_draft_of(run),
         "problem": run.problem.facts() if run.problem else None,
         "takes": addresses(run.id, takes_made),
         "record": record,
     }
+
+
+def _song_draft_of(run: Run) -> SongDraftFacts | None:
+    """Return whether a song can be heard now, while it is being made."""
+    if run.state != "running" or not run.draft_ask:
+        return None
+    facts = SongDraftFacts(state="offered", step=0, url=f"/runs/{run.id}/draft", problem=None)
+    made = run.song_draft
+    if made:
+        facts["step"] = made.step
+        facts["state"] = "failed" if made.problem else "ready"
+        facts["problem"] = made.problem.facts() if made.problem else None
+        return facts
+    progress = _latest(run, Progress)
+    if progress is None or progress.stage != "steps":
+        return None  # the loop, which would make it, is over
+    if run.asked_draft:
+        facts["state"] = "asked"
+    return facts
 
 
 EventKind = TypeVar("EventKind", Progress, Draft)
@@ -774,6 +849,7 @@ def _former_facts(
         "draft": None,
         "tokens": 0,
         "note": "",
+        "song_draft": None,
         "problem": problem,
         "takes": addresses(run_id, len(entry.songs)),
         "record": None,

@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 import song_attention
 from song_conditions import Condition
@@ -72,8 +74,15 @@ class Denoising:
     morph: Morph | None = None
 
 
-def denoise(pipe: Any, loop: Denoising) -> Iterator[torch.Tensor]:
-    """Yield the latents [B, T, C], float32 on the pipeline's device, after each step; closing it ends the run."""
+class Step(NamedTuple):
+    """The latents [B, T, C] after a step, and the song that they are expected to become; float32, on the device."""
+
+    latents: torch.Tensor
+    clean: torch.Tensor
+
+
+def denoise(pipe: Any, loop: Denoising) -> Iterator[Step]:
+    """Yield what each step makes; closing it ends the run."""
     import torch
 
     device = pipe._execution_device
@@ -99,20 +108,47 @@ def denoise(pipe: Any, loop: Denoising) -> Iterator[torch.Tensor]:
                 if index >= morph.first:
                     change = _morph_velocity(model, source, morph, loop, latents, t, guidance)
                     latents = latents + (t_next - t) * change
+                clean = latents
             else:
                 if morph and index == morph.last:
                     noisy = noised(morph.clean, _fresh_noise(loop, latents), t)
                     latents = noisy + (latents - morph.clean)
                 velocity = model.velocity(latents, t, guidance)
+                clean = latents - t * velocity
                 if loop.sampler == "sde" and times[index + 1] > 0.0:
                     # To the clean estimate, then fresh noise up to the next time (upstream's SDE).
-                    clean = latents - t * velocity
                     latents = noised(clean, _fresh_noise(loop, latents), t_next)
                 else:
                     latents = latents + (t_next - t) * velocity
             if keep and index < keep.steps:
                 latents = torch.where(keep.new, latents, noised(keep.clean, start, t_next))
-        yield latents
+                clean = torch.where(keep.new, clean, keep.clean.float())
+        yield Step(latents, clean)
+
+
+OUTLINE_PARTS = 100
+EVEN = 1e-4  # parts that differ by no more than this share are equally strong
+
+
+def outline(clean: torch.Tensor) -> tuple[int, ...]:
+    """Return how strong 100 equal parts of a song [1, T, C] are, from 0 for the weakest to 100; () if it is not finite.
+
+    Only decoding tells how loud a song is. The norm of a frame rises and falls with it, at a
+    thousandth of the cost: on the built-in engine songs that have quiet and loud parts correlate by
+    0.5 to 0.7. It counts within the song alone.
+    """
+    norms = clean[0].norm(dim=-1).cpu().numpy().astype(np.float64)
+    ends = np.linspace(0, len(norms), OUTLINE_PARTS + 1)
+    # The area under the norms up to each frame, so that a part may end within a frame.
+    area = np.interp(ends, np.arange(len(norms) + 1), np.concatenate([[0.0], np.cumsum(norms)]))
+    parts = np.diff(area)
+    if not np.isfinite(parts).all():
+        return ()
+    low = parts.min()
+    high = parts.max()
+    if high - low < EVEN * high:
+        return (0,) * OUTLINE_PARTS
+    return tuple(int(share) for share in np.rint(100 * (parts - low) / (high - low)))
 
 
 class _Model:

@@ -18,7 +18,7 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,18 @@ import served
 import song_score
 import tooltips
 from beat import BEAT_SECONDS
-from events import Done, Failed, Outcome, Problem, Progress, StudioError, Take, is_disk_full
+from events import (
+    NO_SONG_DRAFT,
+    Done,
+    Failed,
+    Outcome,
+    Problem,
+    Progress,
+    SongDraft,
+    StudioError,
+    Take,
+    is_disk_full,
+)
 from gpu_job import SongJob
 from limits import LIMITS, SAMPLE_RATE
 from model_weights import task_support
@@ -50,7 +61,7 @@ HEAVY_LIMITING_DB = 6
 BAD_NAME = (errno.EILSEQ, errno.EINVAL, errno.ENAMETOOLONG)
 
 
-def finish(job: SongJob, outcome: Outcome, output: Path) -> Iterator[Progress | Done | Failed]:
+def finish(job: SongJob, outcome: Outcome, output: Path) -> Generator[Progress | Done | Failed]:
     """Save the good takes into `output`, several at once; yields `Done` last, or `Failed` if none could be saved.
 
     `Done` has paths of copies that Gradio serves: the output folder itself is never served. Closing
@@ -303,6 +314,20 @@ def as_download(path: Path, kind: str, title: str) -> io.BytesIO:
     if record:
         audio_export.tag(file, title or path.stem, record, picture)
     return file
+
+
+def draft_for_page(draft: SongDraft) -> SongDraft:
+    """Return a draft whose file, a float WAV, has become a FLAC beside it, half as large and playable anywhere."""
+    if not draft.file:
+        return draft
+    path = Path(draft.file).with_suffix(".flac")
+    try:
+        audio_export.save(path, audio_export.encode(audio.read_wav(draft.file), "flac"))
+    except (audio.AudioError, OSError) as error:
+        problem = audio_export.disk_problem(error) or NO_SONG_DRAFT
+        return replace(draft, file="", problem=problem)
+    Path(draft.file).unlink(missing_ok=True)
+    return replace(draft, file=str(path))
 
 
 def copy_for_page(file: io.BytesIO, name: str) -> str:

@@ -20,7 +20,7 @@ import models
 import page_cover
 import record
 import takes
-from events import Done, Failed, Progress
+from events import Done, DraftOffer, Failed, Progress
 from model_hub import INDEX
 from model_weights import MODEL_VARIABLE, OPTIONAL_PARTS
 from params import parse_request
@@ -30,8 +30,12 @@ from tests.files import sha256_of
 
 def run(studio, **values):
     *progress, last = studio.stream(song_request(**values))
-    assert all(isinstance(event, Progress) for event in progress)
+    assert all(isinstance(event, Progress | DraftOffer) for event in progress)
     return last
+
+
+def is_in(stage, event):
+    return isinstance(event, Progress) and event.stage == stage
 
 
 @pytest.fixture
@@ -55,9 +59,10 @@ def plain(studio):
 
 
 def test_a_song_is_a_file_of_the_asked_length_and_a_record_with_progress_on_the_way(studio, output):
-    *progress, done = studio.stream(
+    *events, done = studio.stream(
         song_request(duration=12.345, options={"steps": 4, "guidance": 3})
     )
+    progress = [event for event in events if isinstance(event, Progress)]
     info = soundfile.info(done.files[0])
     assert (info.frames, info.channels, info.samplerate, info.subtype) == (
         592_560,
@@ -91,6 +96,10 @@ def test_a_song_is_a_file_of_the_asked_length_and_a_record_with_progress_on_the_
     assert stages == ["preparing", "reading", "steps", "decoding", "finishing"]
     elapsed = [event.elapsed for event in progress]
     assert elapsed == sorted(elapsed)
+    shares = [event.share for event in progress]
+    assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] < 1
+    outlines = {event.outline for event in progress if event.stage == "steps" and event.step}
+    assert len(outlines) == 4 and {len(outline) for outline in outlines} == {100}
 
 
 def test_the_record_in_each_file_repeats_the_song(studio, output):
@@ -241,7 +250,7 @@ def test_cancel_stops_at_once_frees_the_studio_and_leaves_nothing(
     (tmp_path / "temporary").mkdir()
     hooked(part, count)
     events = studio.stream(song_request(**values))
-    event = next(event for event in events if event.stage == stage and event.step >= step)
+    event = next(event for event in events if is_in(stage, event) and event.step >= step)
     events.close()
     left.set()
     assert event.steps > step + 1
@@ -372,7 +381,7 @@ def test_takes_are_finished_side_by_side_and_come_in_their_order(studio, output,
         (7, names[1]),
         (8, names[0]),
     ]
-    steps = [(event.step, event.steps) for event in progress if event.stage == "finishing"]
+    steps = [(event.step, event.steps) for event in progress if is_in("finishing", event)]
     assert set(steps) <= {(1, 2), (2, 2)} and steps == sorted(steps)
 
 
@@ -398,7 +407,7 @@ def test_cancel_while_takes_are_saved_leaves_no_file_and_no_thread(studio, outpu
 
     monkeypatch.setattr(audio_export, "rows_of", slowly)
     events = studio.stream(song_request(takes=3, duration=30))
-    next(event for event in events if event.stage == "finishing" and begun.is_set())
+    next(event for event in events if is_in("finishing", event) and begun.is_set())
     events.close()
     assert list(output.iterdir()) == []
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("take")]
@@ -468,5 +477,5 @@ def test_the_first_look_for_a_device_is_loading_and_is_counted(studio, output, m
     monkeypatch.setattr(record, "time", SimpleNamespace(monotonic=lambda: clock() + late[0]))
     for counted in (True, False):
         *progress, done = studio.stream(song_request())
-        assert any(event.stage == "loading" for event in progress) == counted
+        assert any(is_in("loading", event) for event in progress) == counted
         assert (done.record["seconds"].get("loading", 0.0) >= 1000.0) == counted

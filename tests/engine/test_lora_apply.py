@@ -74,8 +74,8 @@ def song(pipe, words=WORDS):
     run = song_loop.Denoising(
         condition, start, generators, song_loop.schedule(3, 1.0), guidance=7.0
     )
-    *_, latents = song_loop.denoise(pipe, run)
-    return latents
+    *_, last = song_loop.denoise(pipe, run)
+    return last.latents
 
 
 def dense(pipe, *changes, words=WORDS):

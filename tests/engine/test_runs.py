@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -101,6 +102,68 @@ def test_a_detached_song_is_followed_and_fetched_by_its_id_alone(server, web):
     assert (missing.status_code, missing.json()["code"]) == (404, "no_take")
     (brief,) = web.get("/runs", params={"id": run}).json()
     assert brief["state"] == "finished" and brief["record"] is None
+
+
+class Stops:
+    """Holds the song model at the start of chosen steps, counted from 1, until each is let through."""
+
+    def __init__(self, *steps):
+        self.begun = 0
+        self.passes = {step: threading.Event() for step in steps}
+
+    def __call__(self, module, inputs):
+        self.begun += 1
+        if self.begun in self.passes:
+            assert self.passes[self.begun].wait(300)
+
+
+def test_a_song_is_heard_half_way_and_is_the_same_as_without(server, web):
+    four = {"steps": 4}
+    plain = finished(web, detached(server, seed=7, options=four))
+    stops = Stops(2, 3, 4)
+    hook = backend.get_backend().models.pipeline().transformer.register_forward_pre_hook(stops)
+    try:
+        run = detached(server, seed=7, options=four)
+        until(lambda: stops.begun == 2)
+        assert state(web, run)["song_draft"] is None
+        early = web.post(f"/runs/{run}/draft")
+        assert (early.status_code, early.json()["code"]) == (404, "no_draft")
+        stops.passes[2].set()
+        until(lambda: state(web, run)["song_draft"])
+        offer = state(web, run)["song_draft"]
+        assert offer == {
+            "state": "offered",
+            "step": 0,
+            "url": f"/runs/{run}/draft",
+            "problem": None,
+        }
+        assert web.get(offer["url"]).status_code == 404
+        for _ in range(2):  # a second press asks for nothing more
+            assert web.post(offer["url"]).raise_for_status().json()["state"] == "asked"
+        stops.passes[3].set()
+        until(lambda: state(web, run)["song_draft"]["state"] == "ready")
+        assert state(web, run)["song_draft"]["step"] == 3
+        heard = web.get(offer["url"]).raise_for_status()
+        assert heard.headers["content-type"] in ("audio/flac", "audio/x-flac")
+        part = web.get(offer["url"], headers={"Range": "bytes=0-99"})
+        assert (part.status_code, part.content) == (206, heard.content[:100])
+        progress = state(web, run)["progress"]
+        assert progress["stage"] == "steps" and len(progress["outline"]) == 100
+    finally:
+        for passes in stops.passes.values():
+            passes.set()
+        hook.remove()
+    facts = finished(web, run)
+    draft, rate = soundfile.read(io.BytesIO(heard.content))
+    assert (rate, len(draft)) == (RATE, 10 * RATE) and np.abs(draft).max() > 0.1
+    songs = [
+        soundfile.read(io.BytesIO(web.get(each["takes"][0]).content))[0] for each in (plain, facts)
+    ]
+    assert np.array_equal(*songs) and not np.array_equal(songs[0], draft)
+    assert facts["record"]["seconds"]["draft"] > 0 and "draft" not in plain["record"]["seconds"]
+    assert facts["song_draft"] is None
+    for answer in (web.get(f"/runs/{run}/draft"), web.post(f"/runs/{run}/draft")):
+        assert (answer.status_code, answer.json()["code"]) == (404, "no_draft")
 
 
 def test_a_wrong_id_gets_the_answer_of_one_that_never_was(web):

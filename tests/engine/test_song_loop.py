@@ -63,7 +63,7 @@ def final(pipe, run):
     """Return the latents [B, T, C] at the end of a run."""
     steps = list(song_loop.denoise(pipe, run))
     assert len(steps) == len(run.sigmas)
-    return steps[-1]
+    return steps[-1].latents
 
 
 def stock(pipe, seeds=(7,), words=WORDS, **changes):
@@ -135,8 +135,8 @@ def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
         both[1], final(pipe, a_run(pipe, seeds=(8,), sampler="sde"))[0], atol=TOLERANCE
     )
     run = a_run(pipe, steps=3, shift=2.0, sampler="sde", guidance=1.0)
-    first = next(song_loop.denoise(pipe, run))
-    euler = next(song_loop.denoise(pipe, dataclasses.replace(run, sampler="ode")))
+    first = next(song_loop.denoise(pipe, run)).latents
+    euler = next(song_loop.denoise(pipe, dataclasses.replace(run, sampler="ode"))).latents
     t, t_next = run.sigmas[:2]
     velocity = (euler - run.start) / (t_next - t)
     generator = torch.Generator("cpu").manual_seed(7)
@@ -144,6 +144,48 @@ def test_sde_uses_each_takes_own_generator_and_follows_the_formula(pipe):
     assert torch.allclose(
         first, t_next * noise + (1 - t_next) * (run.start - t * velocity), atol=TOLERANCE
     )
+
+
+@pytest.mark.numbers
+def test_each_step_says_what_the_song_is_expected_to_become(pipe):
+    """x - t * v of the step's own latents and velocity; at the end, the song itself."""
+    run = a_run(pipe, seeds=(7, 8), steps=4)
+    steps = list(song_loop.denoise(pipe, run))
+    times = [*run.sigmas, 0.0]
+    before = run.start
+    for (latents, clean), t, t_next in zip(steps, run.sigmas, times[1:], strict=True):
+        velocity = (latents - before) / (t_next - t)
+        assert torch.allclose(clean, before - t * velocity, atol=TOLERANCE)
+        before = latents
+    assert torch.allclose(steps[-1].clean, steps[-1].latents, atol=TOLERANCE)
+    assert not torch.allclose(steps[0].clean, steps[-1].clean, atol=0.01)
+
+
+def test_outside_a_region_the_song_is_expected_to_stay_as_it_was(pipe):
+    clean, _ = a_source(pipe)
+    new = song_loop.region(pipe, clean, [(48_000, 96_000)])
+    run = a_run(pipe, steps=3, keep=song_loop.Keep(new, clean, 3))
+    for step in song_loop.denoise(pipe, run):
+        kept = ~new[0, :, 0]
+        assert torch.equal(step.clean[:, kept], clean[:, kept])
+
+
+@pytest.mark.parametrize("frames", [128, 1_000, 15_000])
+def test_an_outline_rises_and_falls_with_the_norm_of_the_frames(frames):
+    at = torch.linspace(0, 1, frames)
+    loud = 3 * torch.exp(-(((at - 0.25) / 0.1) ** 2))
+    clean = (1 + loud)[None, :, None] * torch.nn.functional.normalize(
+        torch.ones(1, frames, 8), dim=-1
+    )
+    found = song_loop.outline(clean)
+    assert len(found) == 100 and (min(found), max(found)) == (0, 100)
+    assert found[24] >= 99 and found[25] >= 99
+    assert list(found[:25]) == sorted(found[:25]) and list(found[25:]) == sorted(found[25:])[::-1]
+    # How loud the whole song is plays no part.
+    assert song_loop.outline(clean * 7) == found
+    assert song_loop.outline(torch.ones(1, frames, 8)) == (0,) * 100
+    clean[0, 3] = torch.nan
+    assert song_loop.outline(clean) == ()
 
 
 def test_variation_turns_from_one_noise_to_the_other():

@@ -146,3 +146,15 @@ def test_a_song_is_refused_by_what_earlier_ones_took():
     assert gpu_zero.refusal(work(seconds)) is None and gpu_zero.refusal(work(seconds + 5))
     longest = estimate.longest(work(600.0), 120.0, gpu_zero.experience.seconds)
     assert longest < estimate.longest(work(600.0), 120.0)
+
+
+def test_a_stage_takes_as_long_as_it_took_in_the_song_before():
+    work = Work("generate", duration=60.0, steps=50, guidance=7.0)
+    paces = estimate.Paces()
+    counted = paces.seconds(work)
+    paces.learn(work, {"steps": 3 * counted["steps"], "decoding": 4.0, "scoring": 1.0})
+    longer = Work("generate", duration=60.0, steps=100, guidance=7.0, takes=2)
+    seconds = paces.seconds(longer)
+    assert seconds["steps"] == pytest.approx(12 * counted["steps"])
+    assert seconds["decoding"] == pytest.approx(2 * 5.0)
+    assert seconds["finishing"] == pytest.approx(2 * counted["finishing"])

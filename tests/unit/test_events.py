@@ -12,10 +12,22 @@ import pytest
 import api_official_results
 import api_runs
 import gpu
+import jobs
 import tooltips
 from api_guard import _refusal_of
 from api_official_tasks import Asked
-from events import NO_THREADS, SHARES, Progress, Stage, StudioError, is_out_of_memory, share_done
+from events import (
+    FIRST_SHARE,
+    LAST_SHARE,
+    NO_THREADS,
+    SHARES,
+    Progress,
+    Stage,
+    StudioError,
+    is_out_of_memory,
+    share_done,
+    shares_by,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +80,29 @@ def test_a_lack_of_threads_has_a_sentence(monkeypatch):
 
 def test_every_stage_has_its_words_and_its_share():
     assert {*get_args(Stage)} == {*SHARES} == {*tooltips.STAGES}
+
+
+def test_a_stage_has_the_share_of_its_seconds_and_a_run_never_goes_back():
+    shares = shares_by({"planning": 10, "reading": 0, "steps": 60, "decoding": 20, "finishing": 10})
+    whole = LAST_SHARE - FIRST_SHARE
+    assert shares["steps"] == pytest.approx((FIRST_SHARE + 0.1 * whole, 0.6 * whole))
+    start, share = shares["finishing"]
+    assert start + share == pytest.approx(LAST_SHARE)
+    assert shares_by({}) == SHARES
+    # Memory ran out in mid-song, so the stages come a second time.
+    run = [
+        Progress("loading"),
+        Progress("planning", 5, 10),
+        Progress("steps", 1, 4, outline=(1, 2)),
+        Progress("loading"),
+        Progress("steps", 3, 4, outline=(3, 4)),
+        Progress("decoding", 1, 2),
+    ]
+    heard = list(jobs.with_times(iter(run), shares))
+    done = [event.share for event in heard]
+    assert done == sorted(done) and done[3] == done[2] and done[-1] < 1
+    assert done[4] == pytest.approx(FIRST_SHARE + 0.55 * whole, abs=1e-3)
+    assert [event.outline for event in heard] == [(), (), (1, 2), (1, 2), (3, 4), (3, 4)]
 
 
 @pytest.mark.parametrize("stage", get_args(Stage))
