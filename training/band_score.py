@@ -91,7 +91,8 @@ class Score:
     """A piece before it sounds.
 
     `notes` holds rows (tick, MIDI pitch, level) for each role, `hits` rows (tick, place in DRUMS, level), both in order
-    of time; a level is 1 (soft) or 2 (loud). `lyrics` holds section tags or [Instrumental].
+    of time; a level is 1 (soft) or 2 (loud). `lyrics` holds section tags or [Instrumental]. `harmony` has the chord on
+    each beat: the pitch class of its root, and whether its third is minor.
     """
 
     seed: int
@@ -107,6 +108,7 @@ class Score:
     kit: str
     notes: dict[str, np.ndarray]
     hits: np.ndarray
+    harmony: tuple[tuple[int, bool], ...] = ()
 
 
 def compose(
@@ -168,7 +170,20 @@ def compose(
     names += [tables.KIT_WORDS[kit]] if len(hits) else []
     captions = _captions(rng, how, names, bpm, scale, energy)
     return Score(
-        seed, style, bpm, key, beats, seconds, form, lyrics, captions, instruments, kit, notes, hits
+        seed,
+        style,
+        bpm,
+        key,
+        beats,
+        seconds,
+        form,
+        lyrics,
+        captions,
+        instruments,
+        kit,
+        notes,
+        hits,
+        writer.harmony(),
     )
 
 
@@ -306,6 +321,14 @@ class _Writer:
             role: np.array(found, dtype=np.int64).reshape(-1, 3) for role, found in played.items()
         }
         return {role: found[found[:, 0] < latest] for role, found in arrays.items()}
+
+    def harmony(self) -> tuple[tuple[int, bool], ...]:
+        """Return the root and whether the third is minor of the chord on each beat."""
+        chords = []
+        for degree in self.degrees:
+            root, third = (self.scale[(degree + step) % 7] for step in (0, 2))
+            chords.append(((self.tonic + root) % 12, (third - root) % 12 == 3))
+        return tuple(chords)
 
     def _tick(self, at: int) -> int:
         return round((at + (self.swing if at % 2 else 0.0)) * 1500 / self.bpm)

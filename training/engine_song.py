@@ -34,13 +34,15 @@ import song_clock
 import song_codec
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from models import quiet_libraries
-from training import engine_words
+from training import engine_codes, engine_words
 from training.band_score import INSTRUMENTS, KITS, NOTE_NAMES, ROLES, Score, compose, parse_key
 from training.band_sounds import STEMS
 from training.band_styles import STYLES
 from training.engine_latents import (
     BAR,
+    BASS,
     BEAT,
+    CHORDS,
     FEATURES,
     FRAME_TICKS,
     FRAMES_PER_SECOND,
@@ -84,9 +86,9 @@ LONGER = {
 }
 """Out of pieces of how many seconds an example is cut."""
 TASKS = {
-    "text2music": 0.44,
-    "repaint": 0.28,
-    "cover": 0.15,
+    "text2music": 0.38,
+    "repaint": 0.24,
+    "cover": 0.25,
     "lego": 0.07,
     "extract": 0.04,
     "complete": 0.02,
@@ -94,6 +96,8 @@ TASKS = {
 FIRST_TASKS = {"text2music": 0.85, "repaint": 0.15}
 NO_CONDITION = 0.12
 WITH_REFERENCE = 0.12
+PLANNED_SHARE = 0.6
+"""How many covers follow the codes that their score would have, as planned songs do, if the tokenizer knows them."""
 FROM_BEGINNING = {"repaint": 0.9}
 """How many examples of a task that are cut out of a longer piece are its beginning."""
 OUT_OF_TIME = 0.5
@@ -125,7 +129,9 @@ def make_pool(folder: Path, smoke: bool) -> list[Row]:
     """Return the pieces; they take minutes to compose and are kept in `folder`."""
     path = folder / "pool.pkl"
     if path.exists():
-        return [Row(*row) for row in pickle.loads(path.read_bytes())]
+        held = [Row(*row) for row in pickle.loads(path.read_bytes())]
+        if held[0].score.harmony:
+            return held
     rows: list[tuple] = []  # plain tuples, which a file can hold whatever becomes of `Row`
     for seconds, count in PIECES.items():
         frames = seconds * FRAMES_PER_SECOND
@@ -232,6 +238,19 @@ def quantize(tokenizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     The class rounds, which has none; here the rounding is passed by (Bengio et al. 2013, arXiv:1308.3432). T must be a
     multiple of 5.
     """
+    codes = unrounded(tokenizer, latents)
+    with torch.autocast(codes.device.type, enabled=False):
+        return projected(tokenizer, codes + (tokenizer.quantizer._quantize(codes) - codes).detach())
+
+
+def projected(tokenizer: nn.Module, numbers: torch.Tensor) -> torch.Tensor:
+    """Return codes, as the six numbers [..., 6] between -1 and 1 that they stand for, as the detokenizer reads them."""
+    out = tokenizer.quantizer.project_out
+    return functional.linear(numbers, out.weight, out.bias)
+
+
+def unrounded(tokenizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Return the six numbers [B, T / 5, 6] of each code before they are rounded to their levels."""
     windows = latents.unflatten(1, (-1, tokenizer.pool_window_size))
     pooled = tokenizer.attention_pooler(tokenizer.audio_acoustic_proj(windows))
     quantizer = tokenizer.quantizer
@@ -241,9 +260,7 @@ def quantize(tokenizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
         codes = functional.linear(
             pooled.float(), quantizer.project_in.weight, quantizer.project_in.bias
         )
-        codes = torch.tanh(codes / soft) * soft
-        codes = codes + (quantizer._quantize(codes) - codes).detach()
-        return functional.linear(codes, quantizer.project_out.weight, quantizer.project_out.bias)
+        return torch.tanh(codes / soft) * soft
 
 
 class PaddingAware(AceStepAttnProcessor2_0):
@@ -420,10 +437,10 @@ class Side(nn.Module):
 
 
 class CodesStage:
-    """Latents to five codes a second and back, through the rounding."""
+    """Latents to five codes a second that say what `engine_codes` reads off the score, and codes back to latents."""
 
     name = "codes"
-    minutes = 10.0
+    minutes = 15.0
     rate = 0.02
     adam_rate = 2e-3
     floor = 0.03
@@ -435,11 +452,10 @@ class CodesStage:
     def __init__(
         self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path
     ):
-        rows = make_pool(folder, smoke)
+        self.rows = make_pool(folder, smoke)
         self.device = device
         self.batch = 4 if smoke else 40
-        self.centre, self.spread = latent_norm(folder, rows)
-        self.rows = [torch.from_numpy(row.latents) for row in rows]
+        self.centre, self.spread = latent_norm(folder, self.rows)
         self.module = build_codes().to(device)
         if saved:
             self.module.load_state_dict(saved["live"])
@@ -452,21 +468,44 @@ class CodesStage:
         return "project" not in name
 
     def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the square error of latents that went through their codes."""
+        """Return how far the codes are from the score's, and the square error of latents from either kind of code.
+
+        The figures: how many digits of the codes are right, and what of each role the score's own codes miss.
+        """
         rng = np.random.default_rng([6, step])
         crops = []
+        asked = []
         for _ in range(self.batch):
-            latents = self.rows[int(rng.integers(len(self.rows)))]
-            start = int(rng.integers(0, len(latents) - 100))
-            crops.append(latents[start : start + 100].float())
+            row = self.rows[int(rng.integers(len(self.rows)))]
+            start = int(rng.integers(0, len(row.latents) - 100))
+            crops.append(torch.from_numpy(row.latents[start : start + 100].astype(np.float32)))
+            asked.append(engine_codes.digits_of(row.score, 100, start))
         truth = ((torch.stack(crops) - self.centre) / self.spread).to(self.device)
-        back = self.module["audio_token_detokenizer"](
-            quantize(self.module["audio_tokenizer"], truth)
-        )
-        return functional.mse_loss(back.float(), truth), {}
+        wanted = torch.from_numpy(np.stack(asked)).to(self.device)
+        tokenizer, back = self.module["audio_tokenizer"], self.module["audio_token_detokenizer"]
+        noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(step))
+        heard = truth + SOURCE_NOISE * rng.random() * noise.to(self.device)
+        found = unrounded(tokenizer, heard)
+        steps = (tokenizer.quantizer._levels.to(self.device) - 1) / 2
+        # In levels, and not squared: between two answers it chooses the likelier one, and no third.
+        distance = (found + 1) * steps - wanted
+        labels = functional.smooth_l1_loss(distance, torch.zeros_like(distance), beta=0.5)
+        exact = tokenizer.quantizer._quantize(found)
+        own = projected(tokenizer, found + (exact - found).detach())
+        half = self.batch // 2
+        codes = torch.cat([projected(tokenizer, wanted[:half] / steps - 1), own[half:]])
+        missed = (back(codes).float() - truth).square()
+        figures = {"right": (distance.abs() < 0.5).float().mean(), "labels": labels}
+        figures |= {"planned": missed[:half].mean(), "heard": missed[half:].mean()}
+        figures |= {
+            name: missed[:half, :, part].mean()
+            for name, part in (("bass", BASS), ("chords", CHORDS), ("drums", HITS))
+        }
+        total = missed.mean() + labels
+        return total, {name: float(value.detach()) for name, value in figures.items()}
 
     def measure(self, mean: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Return nothing: the loss says it."""
+        """Return nothing: the log has the loss's figures."""
         return {}
 
 
@@ -535,6 +574,7 @@ class SongStage:
         self.unusual = sample.std(0).clamp(min=0.05)
         layers = saved["layers"] if saved else 6
         self._build(layers, folder)
+        self.planned_share = PLANNED_SHARE if self._codes_are_scores() else 0.0
         if saved:
             # A checkpoint has no helpers.
             self.module.load_state_dict(saved["live"], strict=not saved.get("begun"))
@@ -691,14 +731,9 @@ class SongStage:
             mask = _new_region(rng, len(target))
             return target, torch.where(mask > 0, silence, target), mask, modes.REPAINT
         if task == "cover":
-            with torch.no_grad():
-                codes, _ = self.codes["audio_tokenizer"].tokenize(target[None])
-                return (
-                    target,
-                    self.codes["audio_token_detokenizer"](codes)[0, : len(target)],
-                    everywhere,
-                    modes.COVER,
-                )
+            planned = rng.random() < self.planned_share
+            source = self._from_codes(target, score, here.start if planned else None)
+            return target, source, everywhere, modes.COVER
 
         def stems(names: list[str]) -> torch.Tensor:
             ticks = round(score.seconds * FRAMES_PER_SECOND) * FRAME_TICKS
@@ -721,6 +756,27 @@ class SongStage:
                 modes.LAYER.format(track),
             )
         return stems([stem]), target, everywhere, modes.EXTRACT.format(track)
+
+    @torch.no_grad()
+    def _codes_are_scores(self) -> bool:
+        """Tell whether the tokenizer finds the score's codes: older ones have codes of their own."""
+        shares = []
+        for row in self.pool[10][:20]:
+            _, codes = self.codes["audio_tokenizer"].tokenize(self._standard(row.latents)[None])
+            wanted = engine_codes.codes_of(engine_codes.digits_of(row.score, len(row.latents)))
+            shares.append(engine_codes.agreement(codes[0, :, 0].numpy(), wanted))
+        return float(np.mean(shares)) >= engine_codes.UNDERSTOOD
+
+    @torch.no_grad()
+    def _from_codes(self, target: torch.Tensor, score: Score, start: int | None) -> torch.Tensor:
+        """Return latents [T, 32] from the codes of `target`, or from those of its score from the frame `start` on."""
+        tokenizer = self.codes["audio_tokenizer"]
+        if start is None:
+            codes, _ = tokenizer.tokenize(target[None])
+        else:
+            planned = engine_codes.codes_of(engine_codes.digits_of(score, len(target), start))
+            codes = tokenizer.quantizer.get_output_from_indices(torch.from_numpy(planned)[None])
+        return self.codes["audio_token_detokenizer"](codes)[0, : len(target)]
 
     def _flow(
         self, batch: list[Example], rng: np.random.Generator, step: int, share: float

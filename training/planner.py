@@ -10,8 +10,12 @@ built-in engine's codes, five a second. The prompts are those that `planner.py` 
 | polish | caption, lyrics | the same as thoughts with another caption, tags |
 | describe | codes | thoughts with a caption, tags |
 
-Codes are those of the engine's audio tokenizer, and of them the 4,096 that the scores need most; any other is replaced
-by the nearest. With another tokenizer the command begins again by itself.
+Codes to write are read off the score (`engine_codes.py`), and of them the 4,096 that the scores need most; any other
+is replaced by the one that means most nearly the same. Codes to describe are what the engine's audio tokenizer hears in
+the same piece; with another tokenizer the pieces are heard again, and the training goes on.
+
+While it is trained, a code's embedding is a sum of the embeddings of what its digits say, and a small part of its own:
+some two hundred vectors learn what 4,096 would have to. An export writes the sums, and so an ordinary Qwen3.
 
 The state (pieces, weights, Adam, running mean, log) lies in a folder outside the repository and is saved every 90 s.
 """
@@ -26,6 +30,7 @@ import os
 import pickle
 import random
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -37,6 +42,7 @@ import numpy as np
 import torch
 import yaml
 from diffusers.pipelines.ace_step import AceStepAudioTokenizer
+from torch import nn
 from torch.nn import functional
 
 import planner
@@ -45,6 +51,7 @@ from model_weights import BUILT_IN, MODEL_VARIABLE, PLANNER_VARIABLE
 from models import quiet_libraries
 from params import parse_request
 from planner_decoding import encode_marked, nearest_code
+from training import engine_codes
 from training.band_score import compose
 from training.engine_latents import (
     FRAME_TICKS,
@@ -53,13 +60,14 @@ from training.engine_latents import (
     latents_of,
     lyric_words,
 )
+from training.engine_train import Optimizer
 from training.small_models import THINK, make_tokenizer
 
 STATE = Path("~/.cache/ace-studio-training/planner").expanduser()
 FIRST_SEED = 30_000_000
 HELD_OUT_SEED = 40_000_000
 SHARD = 400  # pieces that are made at once
-SECONDS = (10, 20, 30, 45, 60, 60, 90, 120, 150, 180)
+SECONDS = (10, 20, 20, 30, 30, 45, 60, 60, 90, 120, 180)
 CODES = 4_096
 SIZE = 160
 LAYERS = 6
@@ -69,16 +77,23 @@ HEAD_SIZE = 32
 INNER = 480
 TASKS = {"generate": 0.55, "unguided": 0.09, "inspire": 0.12, "polish": 0.12, "describe": 0.12}
 BATCH_TOKENS = 3_000  # tokens of an update, padding included
-RATE = 1.5e-3
-WARM_UP = 200
-MEAN_DECAY = 0.999
+WARM_UP = 100
+FALLING = 1_000
+"""From this update on the rates fall with the root of the updates."""
+MEAN_DECAY = 0.998
 SAVE_SECONDS = 90
+MEASURE_UPDATES = 250
 MEASURED = 24  # held-out pieces
+DRAFTS = 6  # of them, for which codes are drawn
+DRAFTED = 30  # seconds of each
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What the planner learns from a score; `lyrics` are its tags or [Instrumental], `codes` five a second."""
+    """What the planner learns from a score; `lyrics` are its tags or [Instrumental].
+
+    `codes`, five a second, say what the score does; `heard` is what the engine's tokenizer makes of its latents.
+    """
 
     captions: tuple[str, ...]
     lyrics: str
@@ -87,6 +102,7 @@ class Piece:
     beats: int
     seconds: int
     codes: tuple[int, ...]
+    heard: tuple[int, ...]
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
@@ -113,9 +129,16 @@ class Tokenizing:
         with torch.no_grad():
             # Its length is a multiple of the pooling window, so nothing is padded with this silence.
             _, indices = self.tokenizer.tokenize(clean, torch.zeros_like(clean))
-        codes = tuple(indices[0, :, 0].tolist())
+        digits = engine_codes.digits_of(score, seconds * FRAMES_PER_SECOND)
         return Piece(
-            score.captions, score.lyrics, score.bpm, score.key, score.beats, seconds, codes
+            score.captions,
+            score.lyrics,
+            score.bpm,
+            score.key,
+            score.beats,
+            seconds,
+            tuple(engine_codes.codes_of(digits).tolist()),
+            tuple(indices[0, :, 0].tolist()),
         )
 
 
@@ -130,7 +153,7 @@ class Pieces:
     @functools.lru_cache(maxsize=64)  # noqa: B019 - lives as long as the training
     def shard(self, number: int) -> list[Piece]:
         first = HELD_OUT_SEED if number < 0 else FIRST_SEED + SHARD * number
-        path = self._folder / f"pieces-{number}.pkl"
+        path = self._folder / f"scores-{number}.pkl"
         if path.is_file():
             return [Piece(**fields) for fields in pickle.loads(path.read_bytes())]
         pieces = [
@@ -181,6 +204,29 @@ def build_model(tokenizer: Any) -> Any:
     return model
 
 
+class Embedding(nn.Module):
+    """The planner's token embeddings while it is trained: text's own, and sums of parts for the codes.
+
+    The codes' tokens are the last ones and stand in the order of `codes`.
+    """
+
+    def __init__(self, tokens: int, codes: Sequence[int]):
+        super().__init__()
+        parts, count = engine_codes.parts_of(np.array(codes))
+        self.register_buffer("which", torch.from_numpy(parts), persistent=False)
+        self.text = nn.Parameter(torch.randn(tokens - len(codes), SIZE) * 0.02)
+        self.parts = nn.Parameter(torch.randn(count, SIZE) * 0.02)
+        self.own = nn.Parameter(torch.zeros(len(codes), SIZE))
+
+    def codes(self) -> torch.Tensor:
+        """Return the embedding [C, SIZE] of every code."""
+        return functional.embedding_bag(self.which, self.parts, mode="sum") + self.own
+
+    def table(self) -> torch.Tensor:
+        """Return the embeddings of all tokens."""
+        return torch.cat([self.text, self.codes()])
+
+
 # --- lessons ----------------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +250,9 @@ class Teacher:
             if code:
                 found[int(code[1])] = number
         self.known = sorted(found)
+        self.first_code = min(found.values())
         self._ids = found
+        self._alike = {code: code for code in found}
         self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self._nearest = functools.cache(
             lambda code: code if code in found else nearest_code(code, self.known)
@@ -226,7 +274,7 @@ class Teacher:
         elif task == "polish":
             words = f"# Caption\n{caption}\n\n# Lyric\n{lyrics}"
         else:
-            words = "".join(f"<|audio_code_{self._nearest(code)}|>" for code in piece.codes)
+            words = "".join(f"<|audio_code_{self._nearest(code)}|>" for code in piece.heard)
         prompt = planner.chat(self._tokenizer, task, words)
         written = piece.lyrics if task != "polish" else lyrics
         return self._joined(
@@ -254,20 +302,31 @@ class Teacher:
             if isinstance(part, str):
                 ids = list(encode_marked(self._tokenizer, part))
             else:
-                ids = [self._ids[self._nearest(code)] for code in part]
+                ids = [self._ids[code] for code in self.alike(part)]
             tokens += ids
             learnt += [kind] * len(ids)
-        kind = parts[-1][1]
-        return Lesson((*tokens, self._end), (*learnt, kind))
+        # After the last code the studio ends the text itself.
+        return Lesson((*tokens, self._end), (*learnt, int(parts[-1][1] == 1)))
+
+    def alike(self, codes: Sequence[int]) -> list[int]:
+        """Return codes as far as they are known, in place of any other one that means nearly the same."""
+        new = sorted({code for code in codes if code not in self._alike})
+        if new:
+            found = engine_codes.likest(np.array(new), np.array(self.known))
+            self._alike |= dict(zip(new, found.tolist(), strict=True))
+        return [self._alike[code] for code in codes]
 
 
 CODE = r"<\|audio_code_(\d+)\|>"
 
 
 def song_request(caption: str, lyrics: str) -> Any:
-    fields = {"prompt": caption}
-    fields |= {"instrumental": True} if lyrics == INSTRUMENTAL else {"lyrics": lyrics}
-    return parse_request("generate", fields)
+    return parse_request("generate", {"prompt": caption, **words_of(lyrics)})
+
+
+def words_of(lyrics: str) -> dict[str, Any]:
+    """Return a request's fields for some lyrics."""
+    return {"instrumental": True} if lyrics == INSTRUMENTAL else {"lyrics": lyrics}
 
 
 def with_words(lyrics: str, chance: random.Random) -> str:
@@ -291,36 +350,51 @@ def with_words(lyrics: str, chance: random.Random) -> str:
 class Training:
     """The model, its optimizer, and everything that a later run needs to continue."""
 
+    rate = 0.02
+    adam_rate = 2e-3
+    newton_steps = 4
+    inputs_first = False
+
     def __init__(self, state: Path, tokenizing: Tokenizing):
         self.state = state
         self.pieces = Pieces(state / tokenizing.digest, tokenizing)
         self.tokenizer = build_tokenizer(frequent_codes(self.pieces.shard(0)))
         self.teacher = Teacher(self.tokenizer)
         self.model = build_model(self.tokenizer)
-        decayed = [parameter for parameter in self.model.parameters() if parameter.dim() > 1]
-        rest = [parameter for parameter in self.model.parameters() if parameter.dim() < 2]
-        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-        self.adam = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
-        self.mean = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        self.embedding = Embedding(len(self.tokenizer), self.teacher.known)
+        inner = self.model.model
+        self.trained = {f"model.{n}": p for n, p in inner.named_parameters() if "embed" not in n}
+        self.trained |= {f"embedding.{n}": p for n, p in self.embedding.named_parameters()}
+        self.optimizer = Optimizer(self)
+        self.mean = {name: value.detach().clone() for name, value in self.trained.items()}
         self.updates = 0
         self.seconds = 0.0
-        self.path = state / tokenizing.digest / "state.pt"
+        self.path = state / "state.pt"
         self._resume()
+
+    def is_matrix(self, name: str) -> bool:
+        """Tell whether Muon trains a parameter of two dimensions."""
+        return not name.startswith("embedding.")
 
     def _resume(self) -> None:
         if not self.path.is_file():
             return
         saved = torch.load(self.path)
-        self.model.load_state_dict(saved["model"])
-        self.adam.load_state_dict(saved["adam"])
+        self._put(saved["live"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         self.mean = saved["mean"]
         self.updates = saved["updates"]
         self.seconds = saved["seconds"]
 
+    @torch.no_grad()
+    def _put(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, value in self.trained.items():
+            value.copy_(weights[name])
+
     def save(self) -> None:
         saved = {
-            "model": self.model.state_dict(),
-            "adam": self.adam.state_dict(),
+            "live": {name: value.detach() for name, value in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
         }
         saved |= {"updates": self.updates, "seconds": self.seconds}
@@ -345,15 +419,14 @@ class Training:
         began = time.process_time()
         losses = self._losses(self._batch())
         sum(losses.values()).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.adam.param_groups:
-            group["lr"] = RATE * min(1.0, (self.updates + 1) / WARM_UP)
-        self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), 1.0)
+        risen = min(1.0, (self.updates + 1) / WARM_UP)
+        self.optimizer.step(risen * min(1.0, (FALLING / (self.updates + 1)) ** 0.5))
+        self.optimizer.zero_grad()
         self.updates += 1
-        decay = min(MEAN_DECAY, self.updates / (self.updates + 50))
-        for name, value in self.model.named_parameters():
-            self.mean[name].lerp_(value.detach(), 1 - decay)
+        decay = min(MEAN_DECAY, self.updates / (self.updates + 20))
+        live = [value.detach() for value in self.trained.values()]
+        torch._foreach_lerp_(list(self.mean.values()), live, 1 - decay)
         self.seconds += time.process_time() - began
         if self.updates % 20 == 0:
             self._log({name: float(loss.detach()) for name, loss in losses.items()})
@@ -370,7 +443,7 @@ class Training:
             lessons.append(self.teacher.lesson(chance.choice(alike), task, chance))
         return lessons
 
-    def _losses(self, lessons: list[Lesson]) -> dict[str, torch.Tensor]:
+    def _losses(self, lessons: list[Lesson], by_digit: bool = False) -> dict[str, torch.Tensor]:
         """Return the mean cross-entropies of text and of codes, as far as there are any, in nats a token."""
         longest = max(len(each.tokens) for each in lessons)
         tokens = torch.zeros(len(lessons), longest, dtype=torch.long)
@@ -379,43 +452,107 @@ class Training:
             tokens[row, : len(each.tokens)] = torch.tensor(each.tokens)
             learnt[row, : len(each.learnt)] = torch.tensor(each.learnt)
         # Padding follows each text, and attention looks back: it needs no mask.
-        states = self.model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+        table = self.embedding.table()
+        states = self.model.model(
+            inputs_embeds=functional.embedding(tokens[:, :-1], table), use_cache=False
+        ).last_hidden_state
+        first = self.teacher.first_code
         losses = {}
-        for kind, name in ((1, "text"), (2, "codes")):
+        # The studio draws text and codes apart, so neither has to outweigh the other.
+        for kind, name, rows, before in (
+            (1, "text", table[:first], 0),
+            (2, "codes", table[first:], first),
+        ):
             chosen = learnt[:, 1:] == kind
             if chosen.any():
-                scores = self.model.lm_head(states[chosen])
-                losses[name] = functional.cross_entropy(scores, tokens[:, 1:][chosen])
+                scores = states[chosen] @ rows.T
+                wanted = tokens[:, 1:][chosen] - before
+                losses[name] = functional.cross_entropy(scores, wanted)
+                if by_digit and name == "codes":
+                    losses |= self._by_digit(scores, wanted)
+        return losses
+
+    def _by_digit(self, scores: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the cross-entropy of each thing that codes say, from the scores [N, C] of all codes."""
+        digits = engine_codes.digits_in(np.array(self.teacher.known))
+        columns = {name: digits[:, place] for place, name in enumerate(engine_codes.NAMES)}
+        columns["chord"] = engine_codes.chord_in(digits)
+        shares = scores.softmax(dim=-1)
+        losses = {}
+        for name, column in columns.items():
+            values = torch.from_numpy(column)
+            groups = functional.one_hot(values, 25).float()
+            right = (shares @ groups).gather(1, values[wanted][:, None])
+            losses[name] = -right.clamp(min=1e-9).log().mean()
         return losses
 
     def measure(self) -> dict[str, float]:
-        """Return the losses on held-out pieces with the running mean of the weights."""
-        live = {name: value.detach().clone() for name, value in self.model.named_parameters()}
-        self.model.load_state_dict(self.mean, strict=False)
+        """Return the losses on held-out pieces, and what drafts are like, with the running mean of the weights."""
+        live = {name: value.detach().clone() for name, value in self.trained.items()}
+        self._put(self.mean)
         with torch.no_grad():
             lessons = [
                 self.teacher.lesson(piece, "generate", random.Random(0))
                 for piece in self.pieces.shard(-1)
             ]
-            losses = [self._losses([each]) for each in lessons]
-        self.model.load_state_dict(live, strict=False)
+            losses = [self._losses([each], by_digit=True) for each in lessons]
+        self._put(live)
         return {
             f"held_out_{name}": sum(float(each[name]) for each in losses) / len(losses)
             for name in losses[0]
         }
 
+    def drafts(self, count: int) -> dict[str, float]:
+        """Return how well the codes that the studio would draw for held-out prompts keep tempo, bar and key."""
+        model = self.exportable()
+        writer = planner.Planner(model, self.tokenizer, "drafts")
+        found = []
+        for piece in self.pieces.shard(-1)[:count]:
+            fields = {"duration": DRAFTED, "bpm": piece.bpm, "key": piece.key}
+            fields |= {"time_signature": str(piece.beats), "prompt": piece.captions[0]}
+            fields |= words_of(piece.lyrics)
+            *_, plan = planner.plan(writer, parse_request("generate", fields), (piece.bpm,))
+            codes = np.array(plan.codes[0])
+            found.append(engine_codes.drafted(codes, piece.bpm, piece.beats, piece.key))
+            found[-1]["different"] = len(set(plan.codes[0]))
+            found[-1]["stuck"] = float(plan.stuck[0] is not None)
+        return {
+            f"draft_{name}": float(np.mean([each[name] for each in found])) for name in found[0]
+        }
+
     def _log(self, row: dict[str, float]) -> None:
         row = {"update": self.updates, "minutes": round(self.seconds / 60, 2), **row}
-        if self.updates % 500 == 0:
-            row |= self.measure()
+        if self.updates % MEASURE_UPDATES == 0:
+            row |= self.measure() | self.drafts(DRAFTS)
         with (self.state / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
         print(row, flush=True)
 
+    def exportable(self) -> Any:
+        """Return the planner with the running mean of the weights, as the ordinary model that the studio runs."""
+        live = {name: value.detach().clone() for name, value in self.trained.items()}
+        self._put(self.mean)
+        model = build_model(self.tokenizer)
+        model.load_state_dict(self.model.state_dict())
+        with torch.no_grad():
+            model.model.embed_tokens.weight.copy_(self.embedding.table())
+        self._put(live)
+        return model.eval().requires_grad_(False)
+
     def export(self, folder: Path) -> None:
-        """Write the planner as transformers reads it, with the running mean of the weights, in bfloat16."""
-        self.model.load_state_dict(self.mean, strict=False)
-        self.model.to(torch.bfloat16).save_pretrained(folder)
+        """Write the planner as transformers reads it, in bfloat16.
+
+        Raises ValueError where the engine's codes mean something else than those that it writes.
+        """
+        shares = [
+            engine_codes.agreement(np.array(piece.heard), np.array(piece.codes))
+            for piece in self.pieces.shard(-1)
+        ]
+        if np.mean(shares) < engine_codes.UNDERSTOOD:
+            raise ValueError(
+                "The engine's audio codes do not mean what this planner writes: train its codes and song model first."
+            )
+        self.exportable().to(torch.bfloat16).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -436,7 +573,11 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20_000, help="in all (20,000)")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many; 0: do not")
     parser.add_argument(
-        "--export", action="store_true", help="only write the trained planner into assets/planner"
+        "--export",
+        type=Path,
+        nargs="?",
+        const=BUILT_IN[PLANNER_VARIABLE],
+        help="only write the trained planner, into this folder (assets/planner)",
     )
     asked = parser.parse_args()
     quiet_libraries()
@@ -444,6 +585,9 @@ def main() -> None:
     norm = asked.norm or STATE.with_name("engine") / "norm.pt"
     training = Training(asked.state, Tokenizing(asked.engine, norm))
     if asked.export:
-        training.export(BUILT_IN[PLANNER_VARIABLE])
+        try:
+            training.export(asked.export)
+        except ValueError as error:
+            sys.exit(str(error))
     else:
         training.run(asked.updates, asked.minutes)

@@ -17,6 +17,7 @@ import song_loop
 import song_vae
 from tests.weights import PLANNER
 from training import (
+    engine_codes,
     engine_distil,
     engine_evaluate,
     engine_latents,
@@ -224,6 +225,43 @@ def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
     )
 
 
+def test_some_covers_follow_the_codes_of_their_score(song, monkeypatch):
+    # This tokenizer was never trained: it has codes of its own.
+    assert song.planned_share == 0
+    row, here = song.pool[10][0], slice(100, 200)
+    latents = song._standard(row.latents)[here]
+    silence = song.silence[here]
+    sources = []
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(song, "planned_share", share)
+        cover = song._context(np.random.default_rng(1), "cover", row.score, latents, here, silence)
+        sources.append(cover[1])
+    tokenizer = song.codes["audio_tokenizer"]
+    digits = engine_codes.digits_of(row.score, 100, 100)
+    codes = torch.from_numpy(engine_codes.codes_of(digits))[None, :, None]
+    with torch.no_grad():
+        read = tokenizer.quantizer.get_output_from_indices(codes)
+        planned = song.codes["audio_token_detokenizer"](read)[0]
+    assert torch.allclose(sources[0], planned, atol=1e-6)
+    assert not torch.allclose(sources[0], sources[1])
+
+
+def test_the_codes_are_taught_what_the_score_does(song, tmp_path):
+    torch.save({"mu": song.centre, "sd": song.spread}, tmp_path / "norm.pt")
+    stage = engine_song.CodesStage(torch.device("cpu"), True, None, tmp_path)
+    loss, figures = stage.loss(0, 0.0)
+    loss.backward()
+    before = float(loss.detach())
+    reached = [parameter for parameter in stage.trained.values() if parameter.grad is not None]
+    steepness = sum(float(parameter.grad.square().sum()) for parameter in reached)
+    # Down the slope as far as would take a tenth of the loss, were the slope straight.
+    with torch.no_grad():
+        for parameter in reached:
+            parameter -= 0.1 * before / steepness * parameter.grad
+    assert float(stage.loss(0, 0.0)[0].detach()) < before
+    assert 0 < figures["right"] < 1 and {"planned", "heard", "chords"} <= set(figures)
+
+
 def test_a_step_of_the_song_stage_reaches_every_part(song):
     parts = song.module["parts"]
     torch.nn.init.normal_(parts["transformer"].proj_out_conv.weight, std=0.1)
@@ -406,11 +444,16 @@ def test_planned_songs_are_made_from_the_planners_codes(tiny, monkeypatch):
 
     monkeypatch.setattr(engine, "make", kept)
     lines, (row,) = engine_evaluate.measure_planned(engine, [score], planner)
-    (planned,) = songs
+    planned, best = songs
+    assert not np.allclose(planned, best)
     assert not np.allclose(planned, make("generate", score, duration=10.0))
     assert {line.name: line.value for line in lines} == {
         f"planned, {what}": float(right)
         for what, right in engine_evaluate.judged(planned, score).items()
+    }
+    assert {line.name: line.ruler for line in lines} == {
+        f"planned, {what}": float(right)
+        for what, right in engine_evaluate.judged(best, score).items()
     }
     assert row["seed"] == score.seed
 
