@@ -81,6 +81,8 @@ WARM_UP = 100
 FALLING = 1_000
 """From this update on the rates fall with the root of the updates."""
 MEAN_DECAY = 0.998
+MISHEARD = 0.5
+"""How many lessons have codes that lead astray, up to all of them: tempo and key have to come from the words."""
 SAVE_SECONDS = 90
 MEASURE_UPDATES = 250
 MEASURED = 24  # held-out pieces
@@ -263,7 +265,7 @@ class Teacher:
         lyrics = with_words(piece.lyrics, chance)
         if task == "generate":
             # A request that keeps its prompt has no caption in its thoughts.
-            thoughts = self._thoughts(piece, other if chance.random() < 0.25 else "")
+            thoughts = self._thoughts(piece, other if chance.random() < 0.25 else "", chance)
             prompt = planner.song_prompt(self._tokenizer, song_request(caption, lyrics))
             return self._joined((prompt, 0), (thoughts, 1), (piece.codes, 2))
         if task == "unguided":
@@ -278,16 +280,16 @@ class Teacher:
         prompt = planner.chat(self._tokenizer, task, words)
         written = piece.lyrics if task != "polish" else lyrics
         return self._joined(
-            (prompt, 0), (self._thoughts(piece, other), 1), (f"# Lyric\n{written}", 1)
+            (prompt, 0), (self._thoughts(piece, other, chance), 1), (f"# Lyric\n{written}", 1)
         )
 
-    def _thoughts(self, piece: Piece, caption: str) -> str:
+    def _thoughts(self, piece: Piece, caption: str, chance: random.Random) -> str:
         values = {
             "bpm": piece.bpm,
             "caption": caption,
             "duration": piece.seconds,
             "keyscale": piece.key,
-            "language": "en",
+            "language": "en" if chance.random() < 0.5 else "",
             "timesignature": piece.beats,
         }
         written = yaml.dump(
@@ -417,7 +419,7 @@ class Training:
 
     def _step(self) -> None:
         began = time.process_time()
-        losses = self._losses(self._batch())
+        losses = self._losses(self._batch(), misheard=torch.Generator().manual_seed(self.updates))
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(list(self.trained.values()), 1.0)
         risen = min(1.0, (self.updates + 1) / WARM_UP)
@@ -443,7 +445,12 @@ class Training:
             lessons.append(self.teacher.lesson(chance.choice(alike), task, chance))
         return lessons
 
-    def _losses(self, lessons: list[Lesson], by_digit: bool = False) -> dict[str, torch.Tensor]:
+    def _losses(
+        self,
+        lessons: list[Lesson],
+        by_digit: bool = False,
+        misheard: torch.Generator | None = None,
+    ) -> dict[str, torch.Tensor]:
         """Return the mean cross-entropies of text and of codes, as far as there are any, in nats a token."""
         longest = max(len(each.tokens) for each in lessons)
         tokens = torch.zeros(len(lessons), longest, dtype=torch.long)
@@ -453,8 +460,11 @@ class Training:
             learnt[row, : len(each.learnt)] = torch.tensor(each.learnt)
         # Padding follows each text, and attention looks back: it needs no mask.
         table = self.embedding.table()
+        heard = tokens[:, :-1]
+        if misheard is not None:
+            heard = self._misheard(heard, learnt[:, :-1] == 2, misheard)
         states = self.model.model(
-            inputs_embeds=functional.embedding(tokens[:, :-1], table), use_cache=False
+            inputs_embeds=functional.embedding(heard, table), use_cache=False
         ).last_hidden_state
         first = self.teacher.first_code
         losses = {}
@@ -471,6 +481,17 @@ class Training:
                 if by_digit and name == "codes":
                     losses |= self._by_digit(scores, wanted)
         return losses
+
+    def _misheard(
+        self, tokens: torch.Tensor, codes: torch.Tensor, chance: torch.Generator
+    ) -> torch.Tensor:
+        """Return `tokens` [B, n] with random codes in the place of some of their `codes`, in a share of the rows."""
+        rows = torch.rand(len(tokens), 1, generator=chance) < MISHEARD
+        shares = rows * torch.rand(len(tokens), 1, generator=chance)
+        wrong = codes & (torch.rand(tokens.shape, generator=chance) < shares)
+        last = self.teacher.first_code + len(self.teacher.known)
+        others = torch.randint(self.teacher.first_code, last, tokens.shape, generator=chance)
+        return torch.where(wrong, others, tokens)
 
     def _by_digit(self, scores: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the cross-entropy of each thing that codes say, from the scores [N, C] of all codes."""

@@ -99,3 +99,16 @@ def test_a_planner_is_not_exported_for_an_engine_whose_codes_mean_something_else
     training.export(tmp_path / "planner")
     weights = (tmp_path / "planner" / "model.safetensors").stat().st_size
     assert weights == pytest.approx(2 * training.model.num_parameters(), rel=0.01)
+
+
+def test_some_lessons_have_codes_that_lead_astray(few, tokenizing, tmp_path):
+    training = planner.Training(tmp_path, tokenizing)
+    first = training.teacher.first_code
+    tokens = torch.full((40, 60), first + 1)
+    tokens[:, :10] = 7
+    codes = tokens >= first
+    heard = training._misheard(tokens, codes, torch.Generator().manual_seed(1))
+    changed = heard != tokens
+    assert not changed[:, :10].any()
+    assert changed.any(dim=1).any() and not changed.any(dim=1).all()
+    assert first <= heard[codes].min() and heard.max() < first + len(training.teacher.known)
