@@ -3,6 +3,7 @@
 transformers' cache would copy the whole text for each continuation, and again for every token. Here
 the text's keys and values are held once: each continuation attends to them and to its own few
 tokens. The layers are those of Llama and Qwen2; a test compares the scores with transformers'.
+All but the first text may be read and written with products in bytes (lyrics_bytes.py).
 """
 
 from __future__ import annotations
@@ -12,18 +13,43 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from lyrics_bytes import ByteLayer, ByteModel
+
 GROWTH = 256  # tokens by which the room for the text grows
+
+
+class PlainLayer:
+    """A layer's own products."""
+
+    def __init__(self, layer: Any):
+        self._attention = layer.self_attn
+        self.mixed = layer.self_attn.o_proj
+        self.feed_forward = layer.mlp
+
+    def query_key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        attention = self._attention
+        return attention.q_proj(states), attention.k_proj(states), attention.v_proj(states)
+
+
+class PlainModel:
+    """The layers and the head of a causal language model of transformers, as they are."""
+
+    def __init__(self, model: Any):
+        self.layers = [PlainLayer(layer) for layer in model.model.layers]
+        self.head = model.lm_head
 
 
 class BranchingLayers:
     """Reads a text, then several continuations of it, one of which `keep` makes part of the text.
 
-    `model` is a causal language model of transformers, on the CPU.
+    `model` is a causal language model of transformers, on the CPU. `quick` has other products for
+    all but the first text, which is always read with the model's own.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, quick: ByteModel | None = None):
         self._body = model.model
-        self._head = model.lm_head
+        self._plain = PlainModel(model)
+        self._quick = quick or self._plain
         config = model.config
         head_dim = getattr(config, "head_dim", None)
         self._size: int = head_dim or config.hidden_size // config.num_attention_heads
@@ -51,17 +77,19 @@ class BranchingLayers:
         """Append `tokens` [rows, count] to the continuations; return the next tokens' scores, [rows, vocabulary]."""
         import torch
 
+        products = self._quick if self.length else self._plain
         with torch.inference_mode():
             states = self._body.embed_tokens(torch.tensor(tokens))
             first = self.length + self._written
             positions = torch.arange(first, first + states.shape[1])[None]
             rotation = self._body.rotary_emb(states, positions)
             for number, layer in enumerate(self._body.layers):
+                product = products.layers[number]
                 normed = layer.input_layernorm(states)
-                states = states + self._attend(number, layer.self_attn, normed, rotation)
-                states = states + layer.mlp(layer.post_attention_layernorm(states))
+                states = states + self._attend(number, product, normed, rotation)
+                states = states + product.feed_forward(layer.post_attention_layernorm(states))
             self._written += states.shape[1]
-            return self._head(self._body.norm(states[:, -1]))
+            return products.head(self._body.norm(states[:, -1]))
 
     def keep(self, row: int, count: int) -> None:
         """Append the first `count` tokens of the continuation `row` to the text, and drop all continuations."""
@@ -85,16 +113,14 @@ class BranchingLayers:
         return torch.empty(2, *rows, self._groups, room, self._size)
 
     def _attend(
-        self, number: int, attention: Any, states: torch.Tensor, rotation: Any
+        self, number: int, product: PlainLayer | ByteLayer, states: torch.Tensor, rotation: Any
     ) -> torch.Tensor:
         """Return the attention of `states` [rows, count, width] to the text and their continuations, in that shape."""
         import torch
         from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
         rows, count, _ = states.shape
-        query = self._by_head(attention.q_proj(states))
-        key = self._by_head(attention.k_proj(states))
-        value = self._by_head(attention.v_proj(states))
+        query, key, value = map(self._by_head, product.query_key_value(states))
         query, key = apply_rotary_pos_emb(query, key, *rotation)
         end = self._written + count
         branch = self._branch[number]
@@ -114,7 +140,7 @@ class BranchingLayers:
         from_text = _by_row(_by_group(text_shares) @ text_values, rows)
         mixed = from_text + branch_shares @ values
         mixed = mixed.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2).flatten(2)
-        return attention.o_proj(mixed)
+        return product.mixed(mixed)
 
     def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
         """Return `projected` [rows, count, heads * size] as [rows, heads, count, size]."""

@@ -26,6 +26,7 @@ from events import Draft, StudioError, first_line
 from limits import LANGUAGES
 from lyrics import Songwriter, TorchModel, prompt_ids
 from lyrics import load_songwriter as load_large_songwriter
+from lyrics_bytes import ByteModel, in_bytes
 from lyrics_form import (
     COMMON,
     FEWEST_SYLLABLES,
@@ -168,6 +169,10 @@ class SmallSongwriter(Songwriter):
     def words(self) -> Words:
         return Words(self.tokenizer)
 
+    @functools.cached_property
+    def in_bytes(self) -> ByteModel | None:
+        return in_bytes(self.model.language_model)
+
     def write(self, request: LyricsRequest, seed: int) -> Generator[Draft]:
         if request.language not in ("en", "unknown"):
             raise StudioError(
@@ -206,7 +211,7 @@ class Session:
         self.words = songwriter.words
         self.model = songwriter.model
         self.random = torch.Generator().manual_seed(seed)
-        self.layers = BranchingLayers(songwriter.model.language_model)
+        self.layers = BranchingLayers(songwriter.model.language_model, songwriter.in_bytes)
         # The scores [vocabulary] of the token after everything read so far.
         self.scores: torch.Tensor | None = None
         subjects = content_words(request.brief)
