@@ -45,6 +45,10 @@ say "pytest"
 # A worker for each core and one more, up to four: the page tests wait for their browser a third of the time.
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 workers=$((cores < 3 ? cores + 1 : 4))
+# All slow tests: what compares numbers runs after them, as on three processors, so it need not run here as well.
+if [ $size = slow ] && [ -z "$extra" ]; then
+    set -- "$@" -m "not gpu and not matrix and not numbers"
+fi
 # -rsfE lists at the end what was skipped, and last of all what failed. Each worker takes file after file.
 status=0
 "$VENV/bin/python" -m pytest -rsfE --durations 10 -n $workers --dist loadfile --no-loadscope-reorder "$@" ||

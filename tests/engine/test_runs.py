@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ import runs
 from events import StudioError
 from params import parse_request
 from tests.engine.calls import RATE, listen, post
-from tests.program import serving
 from tests.waiting import until
 
 ONE_STEP = {"steps": 1, "plan": False}
@@ -240,38 +238,3 @@ def test_fifty_owners_with_three_songs_each_take_turns_and_the_33rd_gets_its_sen
     with capsys.disabled():
         for number, part in enumerate(rounds, 1):
             print(f"\nround {number}: a song of each of {part[0]} to {part[-1]}", end="")
-
-
-@pytest.mark.slow
-def test_a_studio_that_is_killed_says_what_it_cut_off_and_still_serves_its_songs(tmp_path, tiny):
-    environ = {"ACE_STUDIO_MODEL": str(tiny)}
-    with serving(tmp_path, **environ) as (process, address):
-        server = address.rstrip("/")
-        with httpx.Client(base_url=server, timeout=120) as web:
-            done = detached(server)
-            (take,) = finished(web, done)["takes"]
-            song = web.get(take).content
-            running, waiting = (
-                detached(server, duration=60, options={"steps": 200}),
-                detached(server),
-            )
-            until(lambda: (state(web, running)["progress"] or {}).get("stage") == "steps")
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
-    with (
-        serving(tmp_path, **environ) as (process, address),
-        httpx.Client(base_url=address, timeout=120) as web,
-    ):
-        for run in (running, waiting):
-            facts = state(web, run)
-            assert facts["state"] == "cut_off" and "restarted. Make it again." in facts["sentence"]
-            assert streamed(web, run)[-1][1] == "failed"
-        assert state(web, done)["state"] == "finished" and state(web, done)["takes"] == [take]
-        assert web.get(take).content == song and np.any(soundfile.read(io.BytesIO(song))[0])
-        (made,) = [each for each in (tmp_path / "songs").iterdir() if each.suffix == ".wav"]
-        made.unlink()
-        assert web.get(take).status_code == 404
-        again = detached(address.rstrip("/"))
-        assert finished(web, again)["state"] == "finished"
-        process.terminate()
-        assert process.wait(20) == 0

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -17,6 +18,7 @@ import tooltips
 from events import Progress
 from params import parse_request
 from runs import runs_of
+from tests.engine.test_runs import detached, finished, state, streamed
 from tests.page import held
 from tests.page.proxy import Proxy
 from tests.page.steps import Tab, reload
@@ -406,9 +408,10 @@ def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab, ho
 
 
 @pytest.mark.slow
-def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_made_again(
+def test_after_a_studio_was_killed_a_finished_song_is_there_and_one_that_was_cut_off_is_made_again(
     tmp_path, tiny, visit, tab, forgiven
 ):
+    """Two pages and a program had songs in a studio that is killed."""
     forgiven += ["ERR_", "Failed to fetch", "network error", "Could not", "404"]
     environ = {
         "ACE_STUDIO_MODEL": str(tiny),
@@ -418,6 +421,11 @@ def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_ma
     hold = held.hold_file(tmp_path / "songs")
     hold.touch()
     with serving(tmp_path, program=held.PROGRAM, **environ) as (process, address):
+        program = detached(address.rstrip("/"))
+        with httpx.Client(base_url=address, timeout=120) as web:
+            (take,) = finished(web, program)["takes"]
+            song = web.get(take).content
+        (file,) = (tmp_path / "songs").glob("*.wav")
         absent = visit(address)
         steps = str(held.HELD_STEPS)
         generate = fill_in(tab(absent, "generate"), prompt="finished song", steps=steps)
@@ -433,10 +441,19 @@ def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_ma
         generate = fill_in(tab(page, "generate"), prompt="waiting song", steps="2")
         generate.go.click()
         expect(making(page)).to_have_count(2)
+        cut_off = detached(address.rstrip("/"))
         process.send_signal(signal.SIGKILL)
         process.wait(60)
         port = address.rstrip("/").rpartition(":")[2]
-    with serving(tmp_path, GRADIO_SERVER_PORT=port, **environ):
+    with serving(tmp_path, GRADIO_SERVER_PORT=port, **environ) as (process, address):
+        with httpx.Client(base_url=address, timeout=120) as web:
+            facts = state(web, cut_off)
+            assert facts["state"] == "cut_off" and "restarted. Make it again." in facts["sentence"]
+            assert streamed(web, cut_off)[-1][1] == "failed"
+            assert state(web, program)["state"] == "finished"
+            assert web.get(take).content == song == file.read_bytes()
+            file.unlink()
+            assert web.get(take).status_code == 404
         page.goto(address)
         expect(page.locator("#studio-status")).to_contain_text("Model:")
         expect(page.locator("#generate-message")).to_contain_text(tooltips.CUT_OFF)
@@ -453,3 +470,5 @@ def test_after_a_restart_a_finished_song_is_there_and_one_that_was_cut_off_is_ma
         expect(takes(back).first.locator(".play")).to_have_attribute("data-state", "pause")
         expect(making(back)).to_have_count(0)
         back.close()
+        process.terminate()
+        assert process.wait(300) == 0
