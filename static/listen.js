@@ -8,6 +8,7 @@
     latest = this;
     return start.call(this);
   };
+  studio.isHeard = () => Boolean(latest) && !latest.paused && !latest.ended;
 
   // `part` returns the seconds to play, from and to; `moved` hears where the playhead is.
   studio.listen = (element, texts, { part, moved }) => {

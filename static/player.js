@@ -35,9 +35,8 @@
 
   const drawn = (heights) => `${bars(heights)}<div class="played">${bars(heights)}</div>`;
 
-  // The outline shown while a song is being made: not that of a particular song.
-  const sketch = () =>
-    drawn(Array.from({ length: BARS }, (_, at) => 12 + 90 * Math.abs(Math.sin(at * 0.9) * Math.sin(at * 0.11 + 0.4))));
+  // A song that is being made: how strong its parts promise to be, 0 to 100, and a line before that is known.
+  const shape = (outline) => drawn(Array.from({ length: BARS }, (_, at) => 4 + 1.2 * (outline[at] ?? 0)));
 
   // `seek` gets seconds and whether they were pointed at; `show` of the returned element moves its playhead.
   const wave = (label, card, seek, toggle) => {
@@ -50,7 +49,7 @@
       "aria-valuemin": "0",
       "aria-valuemax": card.seconds.toFixed(1),
     });
-    made.innerHTML = `${drawn(heights(card.peaks))}<div class="head"></div>`;
+    made.innerHTML = `${card.outline ? shape(card.outline) : drawn(heights(card.peaks))}<div class="head"></div>`;
     // The parts that are new.
     for (const part of card.changed ?? []) {
       const [from, to] = part.map((at) => (100 * clamp(at, 0, card.seconds)) / card.seconds);
@@ -320,6 +319,7 @@
   // The player and its sheet take the colour of the cover, once it is there.
   const pixel = make("canvas", { width: "1", height: "1" }).getContext("2d", { willReadFrequently: true });
   let tinted = null; // the cover whose colour they have, or will have
+  // Without a colour it is that of the surface.
   const paint = (colour) => document.documentElement.style.setProperty("--studio-tint", colour);
   const tint = ({ target }) => {
     if (!target.isConnected) return; // another song plays by now
@@ -356,7 +356,7 @@
   const draw = () => {
     const { card, name } = track;
     bar.hidden = false;
-    if (tinted !== card.art) paint("transparent");
+    if (tinted !== card.art) paint("");
     tinted = card.art;
     parts.what.replaceChildren(
       ...(card.art ? [make("img", { class: "art", src: card.art, alt: "", load: tint })] : []),
@@ -416,7 +416,7 @@
     event.preventDefault();
   });
 
-  Object.assign(studio.tools, { lineAt, outline, sing, sketch, wave });
+  Object.assign(studio.tools, { lineAt, outline, shape, sing, wave });
   studio.player = {
     is,
     now,

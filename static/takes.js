@@ -6,10 +6,11 @@
   const STORAGE = "ace-music-studio-takes";
   const LEVEL = "ace-music-studio-level-equal";
   const SORTED = "ace-music-studio-level-sorted";
+  const PLAYS = "ace-music-studio-plays";
   const UNDO_MS = 8000;
   const SEARCHED = 4; // songs from which there is something to search
   const LOSSY = ["mp3", "ogg"];
-  const { MODES, address, clock, fill, isGone, lineAt, make, sign, sing, sketch, wave, where, whileThere } =
+  const { MODES, address, clock, fill, isGone, lineAt, make, root, shape, sign, sing, wave, where, whileThere } =
     studio.tools;
   const { chosen, player } = studio;
   let texts;
@@ -196,6 +197,7 @@
 
   let level = chosen.read(LEVEL) !== "false";
   let sorted = chosen.read(SORTED) === "true";
+  let plays = chosen.read(PLAYS) !== "false";
 
   // The loudest takes of a song are turned down to the quietest.
   const gain = (card) => {
@@ -653,6 +655,7 @@
     return made;
   };
 
+  const fresh = new Set(); // the keys of songs that have just come
   const shown = new Set(); // what follows the player
   const build = (song) => {
     const open = opened.has(song.key);
@@ -662,7 +665,8 @@
     const made = make(
       "section",
       {
-        class: `song${song.parent ? " child" : ""}${open ? " open" : ""}`,
+        class: `song${song.parent ? " child" : ""}${open ? " open" : ""}${fresh.has(song.key) ? " fresh" : ""}`,
+        animationend: () => fresh.delete(song.key),
         "data-run": song.key,
         "aria-label": inFull(song),
       },
@@ -795,6 +799,10 @@
         chosen.write(SORTED, now);
         draw();
       }),
+      box("plays", plays, (now) => {
+        plays = now;
+        chosen.write(PLAYS, now);
+      }),
       make("button", { type: "button", text: texts.remove_all, click: removeAll }),
       make("p", { class: "remark", text: texts.stays }),
     ];
@@ -821,6 +829,7 @@
       make("div", { class: "list" })
     );
     player.add("songs", tracks, studio.texts.player);
+    player.add("draft", () => []);
     gather();
     reveal(newest.get(""));
   };
@@ -836,6 +845,7 @@
     for (const each of shown)
       if (each.isConnected) each.follow();
       else shown.delete(each);
+    for (const [id, made] of makings) offerDraft(runOf(id) ?? {}, made);
   });
 
   // --- songs that are being made ---
@@ -843,6 +853,7 @@
   const runs = new Map(); // by bar: those that run or wait, from static/runs.js
   const underWay = () => [...runs.values()].flat();
   const makings = new Map(); // cards by the id of their run
+  const awaited = new Map(); // by id: whether this page started the run, of those that it has seen under way
 
   const empty = (element) => {
     const none = element.querySelector(".empty");
@@ -855,22 +866,80 @@
   const begin = (run) => {
     const name = run.title || texts.in_the_making;
     const picture = make("div", { class: "wave" });
-    picture.innerHTML = sketch();
+    awaited.set(run.run, !run.found);
     const cancel = {
       type: "button",
       text: texts.cancel,
       "aria-label": `${texts.cancel}: ${name}`,
       click: () => studio.cancel(run.run),
     };
+    const listen = ({ target }) => {
+      if (target.ariaDisabled !== "true") hearDraft(runOf(run.run), made);
+    };
     const made = make("article", { class: "making", "data-run": run.run, "aria-label": name }, [
       make("div", { class: "cover" }),
       make("div", { class: "what" }, [make("p", { class: "name", text: name }), make("p", { class: "stage" })]),
       make("button", cancel),
       picture,
+      make("button", { type: "button", class: "listen", hidden: true, click: listen }),
       make("p", { class: "draft", hidden: true }),
     ]);
     makings.set(run.run, made);
     return made;
+  };
+
+  const outlineOf = ({ facts }) => facts?.progress?.outline ?? [];
+  const drawOutline = (run, picture) => {
+    const outline = outlineOf(run);
+    if (picture.outline === String(outline)) return;
+    picture.outline = String(outline);
+    picture.innerHTML = shape(outline);
+  };
+
+  // A song can be heard once on its way, where the studio offers it. The page fetches the draft whole: the studio deletes it
+  // with the end of the run.
+  const runOf = (id) => underWay().find(({ run }) => run === id);
+  const isDraftOf = (id) => player.track()?.mode === "draft" && player.track().song === id;
+  const draftTrack = async (run) => {
+    const answer = await fetch(`${root()}${run.facts.song_draft.url}`, { cache: "no-store" });
+    if (!answer.ok) throw new Error(answer.status);
+    const blob = URL.createObjectURL(await answer.blob());
+    const file = new Audio(blob);
+    await new Promise((done, failed) => Object.assign(file, { onloadedmetadata: done, onerror: failed }));
+    const card = { id: `draft ${run.run}`, blob, seconds: file.duration, outline: outlineOf(run) };
+    const name = run.title || texts.in_the_making;
+    return { mode: "draft", song: run.run, card, name, where: texts.draft, gain: () => 1, lost: () => {} };
+  };
+  const hearDraft = async (run, made) => {
+    if (made.track) return player.toggle(made.track);
+    made.wanted = true;
+    offerDraft(run, made);
+    if (run.facts.song_draft.state !== "offered") return;
+    const answer = await fetch(`${root()}${run.facts.song_draft.url}`, { method: "POST" }).catch(() => null);
+    made.wanted = Boolean(answer?.ok);
+  };
+  const playDraft = async (run, made) => {
+    made.wanted = false;
+    try {
+      made.track = await draftTrack(run);
+      player.toggle(made.track);
+    } catch {} // the song is finished by now, or the studio cannot be reached: the button stays
+  };
+  const draftText = (run, made, { state, problem }) => {
+    if (problem) return `${problem.message} ${problem.hint}`;
+    if (made.wanted || state === "asked") return texts.draft_asked;
+    return isDraftOf(run.run) && !player.paused() ? texts.draft_pause : texts.draft_play;
+  };
+  const offerDraft = (run, made) => {
+    const offered = run.facts?.song_draft;
+    const button = made.querySelector(".listen");
+    button.hidden = !offered;
+    if (!offered) return;
+    if (offered.state === "ready" && made.wanted) playDraft(run, made);
+    const text = draftText(run, made, offered);
+    // Not disabled, which would take the focus away.
+    button.setAttribute("aria-disabled", String(offered.state === "failed" || text === texts.draft_asked));
+    if (button.textContent !== text) button.textContent = text;
   };
 
   // The words of a song that is being made, as they are written.
@@ -895,16 +964,18 @@
       const share = Math.floor(100 * (run.facts?.share ?? 0));
       made.querySelector(".stage").textContent = run.facts?.sentence ?? "";
       draft(made.querySelector(".draft"), run.facts?.draft);
+      drawOutline(run, made.querySelector(".wave"));
+      offerDraft(run, made);
       made.querySelector(".wave").style.setProperty("--at", `${share}%`);
     }
     for (const { element } of panels.values()) empty(element);
   };
 
-  let awaited = false;
+  let expected = false;
   document.addEventListener("studio-runs", ({ detail }) => {
     if (!MODES.includes(detail.bar) || !filled) return;
     runs.set(detail.bar, detail.runs);
-    awaited ||= detail.runs.length > 0;
+    expected ||= detail.runs.length > 0;
     const element = panels.get(detail.bar)?.element;
     if (element) {
       element.querySelector(".notify").hidden = !detail.runs.length || !window.Notification;
@@ -916,12 +987,21 @@
   // A song that is there comes into sight and plays with the space bar, unless the visitor is busy elsewhere.
   const arrive = (mode) => {
     const { activeElement } = document;
-    if (!awaited || !library.offsetParent || activeElement?.matches("input, textarea, select")) return;
-    awaited = false;
+    if (!expected || !library.offsetParent || activeElement?.matches("input, textarea, select")) return;
+    expected = false;
     const first = document.getElementById(`${mode}-take-1`) ?? part("song");
     first?.closest(".song").scrollIntoView({ block: "nearest" });
     const idle = [document.body, ...["go", "cancel"].map((name) => document.getElementById(`${here}-${name}`))];
     if (idle.includes(activeElement)) first?.querySelector(".play").focus({ preventScroll: true });
+  };
+
+  // It plays by itself if nothing else does, or in place of its own draft. Browsers want a gesture first, and may refuse.
+  // Another window of the browser, which found the run, stays silent.
+  const playNew = (card) => {
+    if (!plays || !awaited.get(card.run) || navigator.userActivation?.hasBeenActive === false) return;
+    const heard = studio.isHeard();
+    if (heard && isDraftOf(card.run)) player.seek(track(card), player.now(), true);
+    else if (!heard) player.seek(track(card), 0, true);
   };
 
   // --- the tabs ---
@@ -947,11 +1027,14 @@
     const [first] = value.takes;
     if (!first) return;
     gather();
-    reveal(songOf(takes.get(first.id)));
+    const song = songOf(takes.get(first.id));
+    reveal(song);
+    if (awaited.has(first.run)) fresh.add(song.key);
     write(first.mode);
     draw();
     // Once the buttons have changed, which moves the focus.
     setTimeout(arrive, 100, first.mode);
+    playNew(takes.get(first.id));
   };
 
   studio.takes = (element, props, trigger, watch) => {

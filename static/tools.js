@@ -149,8 +149,9 @@ studio.tools = (() => {
   const api = (path) => `${root()}${window.gradio_config?.api_prefix ?? "/gradio_api"}${path}`;
   const address = (path) => api(`/file=${path.split("/").map(encodeURIComponent).join("/")}`);
 
-  // Where a take is served: by its run for as long as it is kept, a copy in another format by its path.
-  const where = ({ url, path }) => (url ? `${root()}${url}` : address(path));
+  // Where a take is served: by its run for as long as it is kept, a copy in another format by its path. The page has a
+  // `blob` itself.
+  const where = ({ blob, url, path }) => blob ?? (url ? `${root()}${url}` : address(path));
 
   // Whether a file has been deleted: only an answer that says so tells.
   const isGone = async (at) => {

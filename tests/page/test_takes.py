@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import soundfile
 from mutagen.mp3 import MP3
 from playwright.sync_api import Locator, Page, expect
 
 import audio_export
+import jobs
 import planner
 import tooltips
-from events import Done, Failed, Problem
+from events import Done, DraftOffer, Failed, Problem, Progress, SongDraft
 from status import TimedLyrics
 from tests.page.conftest import LINES, LRC
 from tests.page.steps import (
@@ -287,6 +290,121 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(
     assert fits(page) and violations(page) == []
     page.keyboard.press("Escape")
     expect(strip.get_by_label("Speed")).to_be_hidden()
+
+
+# Notes each place of the bar on the card of a song that is being made, in percent.
+WATCH_BAR = """() => {
+  window.places = [];
+  new MutationObserver(() => {
+    const bar = document.querySelector(".making .wave");
+    if (bar) places.push(parseFloat(bar.style.getPropertyValue("--at")));
+  }).observe(document.querySelector(".library"), { subtree: true, attributeFilter: ["style"] });
+}"""
+# Resolves to the loudest sample of what the player has.
+PEAK = f"""async () => {{
+  const file = await (await fetch({AUDIO}.src)).arrayBuffer();
+  const sound = await new OfflineAudioContext(2, 1, 48000).decodeAudioData(file);
+  return sound.getChannelData(0).reduce((one, other) => Math.max(one, other));
+}}"""
+# Holds the draft at its first second, and notes where the song begins in its place.
+STANDS_AT_ONE = f"""() => {{
+  const audio = {AUDIO};
+  audio.currentTime = 1;
+  audio.playbackRate = 0;
+  audio.addEventListener("playing", () => audio.src.startsWith("blob:") || (window.began ??= audio.currentTime));
+}}"""
+RISING = tuple(range(100))
+
+
+class Shaping:
+    """A song that stays at its first step until `half`, then can be heard, and stays at the third until `end`."""
+
+    def __init__(self, fake: Any, draft: Path):
+        self.fake, self.draft, self.ask = fake, draft, draft.with_suffix(".ask")
+        self.half, self.end = threading.Event(), threading.Event()
+
+    def __call__(self, request: Any) -> Any:
+        return jobs.with_times(self.events(request))
+
+    def events(self, request: Any) -> Any:
+        yield Progress("loading")
+        while not self.half.wait(0.05):
+            yield Progress("steps", 1, 4, outline=RISING)
+        yield DraftOffer(str(self.ask))
+        while not self.ask.exists():
+            yield Progress("steps", 2, 4, outline=RISING[::-1])
+            time.sleep(0.05)
+        yield SongDraft(2, str(self.draft))
+        while not self.end.wait(0.05):
+            yield Progress("steps", 3, 4, outline=RISING[::-1])
+        yield from self.fake.song(request)
+
+
+def test_a_song_takes_shape_is_heard_half_way_and_then_plays_in_place_of_its_draft(
+    generate, fake, song: Path, tmp_path: Path
+):
+    page = generate.page
+    bar = page.get_by_role("region", name="Player")
+    make(generate, fake, 1)
+    # Unless the visitor wants it, nothing plays by itself.
+    assert player(page)["paused"]
+    expect(bar).to_be_hidden()
+    option(generate, "Play a new song when it is ready").check()
+    page.keyboard.press("Escape")
+    page.evaluate(WATCH_BAR)
+    draft = tmp_path / "draft.flac"
+    soundfile.write(draft, *soundfile.read(song))
+    fake.script = shaping = Shaping(fake, draft)
+    seed = 100 * (fake.songs + 1)
+    generate.start()
+    card = generate.part("panel").locator(".making")
+    bars = card.locator(".wave > svg path")
+    # Its outline is that of the song, which gets louder, and then becomes another.
+    expect(bars).to_have_attribute(
+        "d", re.compile(r"^M0\.5,-4V4M1\.5,-5\.2V5\.2.*M99\.5,-122\.8V122\.8$")
+    )
+    listen = card.get_by_role("button", name="Listen to the draft")
+    expect(listen).to_be_hidden()
+    shaping.half.set()
+    expect(bars).to_have_attribute("d", re.compile(r"^M0\.5,-122\.8V122\.8"))
+    expect(listen).to_be_visible()
+    expect_tappable(listen)
+    assert violations(page) == []
+    page.evaluate(f"{AUDIO}.loop = true")
+    listen.press("Enter")
+    pause = card.get_by_role("button", name="Pause the draft")
+    expect(pause).to_be_focused()
+    expect(bar).to_contain_text("Draft")
+    page.wait_for_function(f"{AUDIO}.currentTime > 0.5 && {AUDIO}.duration === 3")
+    assert page.evaluate(PEAK) > 0.1
+    pause.press("Enter")
+    expect(listen).to_be_focused()
+    listen.press("Enter")
+    expect(pause).to_be_visible()
+    page.evaluate(STANDS_AT_ONE)
+    page.emulate_media(reduced_motion="reduce")
+    shaping.end.set()
+    generate.has(seed)
+    expect(play(generate.take())).to_have_attribute("aria-label", "Pause take A")
+    page.wait_for_function("window.began >= 1")
+    for motion, name in {"reduce": "none", "no-preference": "studio-fresh"}.items():
+        page.emulate_media(reduced_motion=motion)
+        expect(generate.song()).to_have_css("animation-name", name)
+    places = page.evaluate("places")
+    assert places == sorted(places) and 0 <= places[0] < 20 and places[-1] > 60
+    # What plays is left alone.
+    src = player(page)["src"]
+    fake.script = fake.play
+    generate.made(fake)
+    assert (player(page)["src"], player(page)["paused"]) == (src, False)
+    bar.get_by_role("button", name="Close the player").click()
+    page.evaluate(f"{AUDIO}.loop = false")
+    # After silence a new song plays from its start.
+    generate.made(fake)
+    expect(play(generate.take())).to_have_attribute("aria-label", "Pause take A")
+    bar.get_by_role("button", name="Close the player").click()
+    option(generate, "Play a new song when it is ready").uncheck()
+    page.keyboard.press("Escape")
 
 
 WORDS = ("The lamp goes round", "Good night, good night")
