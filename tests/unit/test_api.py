@@ -285,8 +285,21 @@ def test_progress_comes_first_and_the_song_last(generate):
     studio, call = generate(Progress("steps", 3, 50, 1.5, 20.0), Done(("a.wav",), record))
     waiting, progress, last = heard(call)
     assert waiting[1]["progress"]["stage"] == "waiting"
-    expected = {"stage": "steps", "step": 3, "steps": 50, "elapsed": 1.5, "left": 20.0, "note": ""}
-    assert progress == (None, {"progress": expected})
+    assert progress == (
+        None,
+        {
+            "progress": {
+                "stage": "steps",
+                "step": 3,
+                "steps": 50,
+                "elapsed": 1.5,
+                "left": 20.0,
+                "note": "",
+                "share": None,
+                "outline": (),
+            }
+        },
+    )
     assert last == (["a.wav"], record)
     assert studio.closed
 
