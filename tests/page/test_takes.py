@@ -311,7 +311,7 @@ STANDS_AT_ONE = f"""() => {{
   const audio = {AUDIO};
   audio.currentTime = 1;
   audio.playbackRate = 0;
-  audio.addEventListener("playing", () => audio.src.startsWith("blob:") || (window.began ??= audio.currentTime));
+  audio.addEventListener("playing", () => audio.src.startsWith("blob:") || (window.songBegan ??= audio.currentTime));
 }}"""
 RISING = tuple(range(100))
 
@@ -389,7 +389,7 @@ def test_a_song_takes_shape_is_heard_half_way_and_then_plays_in_place_of_its_dra
     shaping.end.set()
     generate.has(seed)
     expect(play(generate.take())).to_have_attribute("aria-label", "Pause take A")
-    page.wait_for_function("window.began >= 1")
+    page.wait_for_function("window.songBegan >= 1")
     for motion, name in {"reduce": "none", "no-preference": "studio-fresh"}.items():
         page.emulate_media(reduced_motion=motion)
         expect(generate.song()).to_have_css("animation-name", name)
