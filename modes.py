@@ -323,7 +323,7 @@ class _Draft:
                 yield from self._made(step, clean[:1])
 
     def _made(self, step: int, clean: Any) -> Iterator[Progress | SongDraft]:
-        """Decode the draft; whatever goes wrong with it, the song continues."""
+        """Decode the draft; if memory or the disk has no room for it, the song continues."""
         problem = NO_SONG_DRAFT
         try:
             samples = yield from self._decoded(step, clean)

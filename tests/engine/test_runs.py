@@ -18,6 +18,7 @@ from mutagen.mp3 import MP3
 import backend
 import limits
 import runs
+import song_codec
 from events import StudioError
 from params import parse_request
 from tests.engine.calls import RATE, listen, post
@@ -162,6 +163,31 @@ def test_a_song_is_heard_half_way_and_is_the_same_as_without(server, web):
     assert facts["song_draft"] is None
     for answer in (web.get(f"/runs/{run}/draft"), web.post(f"/runs/{run}/draft")):
         assert (answer.status_code, answer.json()["code"]) == (404, "no_draft")
+
+
+def test_without_memory_for_a_draft_the_song_continues(server, web, monkeypatch):
+    decode = song_codec.decode_latents
+
+    def runs_out(*_):
+        monkeypatch.setattr(song_codec, "decode_latents", decode)
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(song_codec, "decode_latents", runs_out)
+    stops = Stops(3, 4)
+    hook = backend.get_backend().models.pipeline().transformer.register_forward_pre_hook(stops)
+    try:
+        run = detached(server, options={"steps": 4})
+        until(lambda: state(web, run)["song_draft"])
+        web.post(f"/runs/{run}/draft").raise_for_status()
+        stops.passes[3].set()
+        until(lambda: state(web, run)["song_draft"]["state"] == "failed")
+        assert "could not be heard" in state(web, run)["song_draft"]["problem"]["message"]
+    finally:
+        for passes in stops.passes.values():
+            passes.set()
+        hook.remove()
+    facts = finished(web, run)
+    assert facts["state"] == "finished" and len(facts["takes"]) == 1
 
 
 def test_a_wrong_id_gets_the_answer_of_one_that_never_was(web):
