@@ -846,6 +846,7 @@
       if (each.isConnected) each.follow();
       else shown.delete(each);
     for (const [id, made] of makings) offerDraft(runOf(id) ?? {}, made);
+    forgetDrafts();
   });
 
   // --- songs that are being made ---
@@ -900,10 +901,19 @@
   // with the end of the run.
   const runOf = (id) => underWay().find(({ run }) => run === id);
   const isDraftOf = (id) => player.track()?.mode === "draft" && player.track().song === id;
+  const drafts = new Map(); // the page's copies by the ids of their runs
+  const forgetDrafts = () => {
+    for (const [id, blob] of drafts) {
+      if (makings.has(id) || isDraftOf(id)) continue;
+      URL.revokeObjectURL(blob);
+      drafts.delete(id);
+    }
+  };
   const draftTrack = async (run) => {
     const answer = await fetch(`${root()}${run.facts.song_draft.url}`, { cache: "no-store" });
     if (!answer.ok) throw new Error(answer.status);
     const blob = URL.createObjectURL(await answer.blob());
+    drafts.set(run.run, blob);
     const file = new Audio(blob);
     await new Promise((done, failed) => Object.assign(file, { onloadedmetadata: done, onerror: failed }));
     const card = { id: `draft ${run.run}`, blob, seconds: file.duration, outline: outlineOf(run) };
@@ -958,6 +968,7 @@
       made.remove();
       makings.delete(id);
     }
+    forgetDrafts();
     for (const run of all) {
       const made = makings.get(run.run) ?? begin(run);
       if (!made.isConnected) part("makings").append(made);

@@ -306,11 +306,14 @@ PEAK = f"""async () => {{
   const sound = await new OfflineAudioContext(2, 1, 48000).decodeAudioData(file);
   return sound.getChannelData(0).reduce((one, other) => Math.max(one, other));
 }}"""
-# Holds the draft at its first second, and notes where the song begins in its place.
+# Holds the draft at its first second, and notes where the song begins in its place and which copies the page gives up.
 STANDS_AT_ONE = f"""() => {{
   const audio = {AUDIO};
   audio.currentTime = 1;
   audio.playbackRate = 0;
+  const release = URL.revokeObjectURL;
+  window.released = [];
+  URL.revokeObjectURL = (copy) => released.push(copy) && release.call(URL, copy);
   audio.addEventListener("playing", () => audio.src.startsWith("blob:") || (window.songBegan ??= audio.currentTime));
 }}"""
 RISING = tuple(range(100))
@@ -384,12 +387,15 @@ def test_a_song_takes_shape_is_heard_half_way_and_then_plays_in_place_of_its_dra
     expect(listen).to_be_focused()
     listen.press("Enter")
     expect(pause).to_be_visible()
+    copy = player(page)["src"]
     page.evaluate(STANDS_AT_ONE)
     page.emulate_media(reduced_motion="reduce")
     shaping.end.set()
     generate.has(seed)
     expect(play(generate.take())).to_have_attribute("aria-label", "Pause take A")
     page.wait_for_function("window.songBegan >= 1")
+    # The page does not keep its copy of the draft.
+    page.wait_for_function("(copy) => released.includes(copy)", arg=copy)
     for motion, name in {"reduce": "none", "no-preference": "studio-fresh"}.items():
         page.emulate_media(reduced_motion=motion)
         expect(generate.song()).to_have_css("animation-name", name)
