@@ -246,18 +246,22 @@ def test_some_covers_follow_the_codes_of_their_score(song, monkeypatch):
     assert not torch.allclose(sources[0], sources[1])
 
 
+def step_down(stage, loss: float) -> None:
+    """Go down the slope as far as would take a tenth of the loss, were the slope straight."""
+    reached = [parameter for parameter in stage.trained.values() if parameter.grad is not None]
+    steepness = sum(float(parameter.grad.square().sum()) for parameter in reached)
+    with torch.no_grad():
+        for parameter in reached:
+            parameter -= 0.1 * loss / steepness * parameter.grad
+
+
 def test_the_codes_are_taught_what_the_score_does(song, tmp_path):
     torch.save({"mu": song.centre, "sd": song.spread}, tmp_path / "norm.pt")
     stage = engine_song.CodesStage(torch.device("cpu"), True, None, tmp_path)
     loss, figures = stage.loss(0, 0.0)
     loss.backward()
     before = float(loss.detach())
-    reached = [parameter for parameter in stage.trained.values() if parameter.grad is not None]
-    steepness = sum(float(parameter.grad.square().sum()) for parameter in reached)
-    # Down the slope as far as would take a tenth of the loss, were the slope straight.
-    with torch.no_grad():
-        for parameter in reached:
-            parameter -= 0.1 * before / steepness * parameter.grad
+    step_down(stage, before)
     assert float(stage.loss(0, 0.0)[0].detach()) < before
     assert 0 < figures["right"] < 1 and {"planned", "heard", "chords"} <= set(figures)
 
@@ -309,12 +313,7 @@ def test_the_distilled_model_learns_two_guided_steps_as_one_without_guidance(tea
     loss.backward()
     before = float(loss.detach())
     assert before > 0 and figures["distance"] == pytest.approx(before)
-    reached = [parameter for parameter in stage.trained.values() if parameter.grad is not None]
-    steepness = sum(float(parameter.grad.square().sum()) for parameter in reached)
-    # Down the slope as far as would take a tenth of the loss, were the slope straight.
-    with torch.no_grad():
-        for parameter in reached:
-            parameter -= 0.1 * before / steepness * parameter.grad
+    step_down(stage, before)
     assert float(stage.loss(0, 0.0)[0].detach()) < before
     assert all(name.startswith("parts.transformer.") for name in stage.trained)
     assert all(parameter.grad is None for parameter in stage.teacher.parameters())
