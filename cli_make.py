@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ COMMANDS = {
 POSITIONAL = {"generate": "prompt", "lyrics": "brief"}  # the others: prompt, too
 FILES = ("source", "reference")
 ASK_SECONDS = 2.0  # for a studio that may be running
+ASK_AGAIN_SECONDS = 0.1  # for what it has made since
 STATUS_FAILED = 1
 STATUS_WRONG_VALUE = 2
 STATUS_INTERRUPTED = 130
@@ -255,13 +257,20 @@ def remote(url: str, mode: str, values: dict[str, Any]) -> Generator[Event]:
             job.cancel()
             client.close()
     except (ValueError, RuntimeError, OSError) as error:
-        raise StudioError("failed", str(error).strip() or type(error).__name__) from None
+        raise StudioError("failed", _sentence_of(error)) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _sentence_of(error: Exception) -> str:
+    """Return what an error of gradio_client says, which makes a list of the wrong values."""
+    text = str(error).strip() or type(error).__name__
+    wrong = [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
+    return "\n".join(wrong) or text
+
+
 def _events_of(job: Any, mode: str) -> Iterator[Event]:
-    for value in job:
+    for value in _outputs_of(job):
         if mode == "lyrics":
             yield Draft(value, 0)
         elif value[0] is None and "progress" in value[1]:
@@ -272,6 +281,18 @@ def _events_of(job: Any, mode: str) -> Iterator[Event]:
     else:
         files, record = result
         yield Done(tuple(files), record)
+
+
+def _outputs_of(job: Any) -> Iterator[Any]:
+    """Yield what a job says until its end. Iterating over the job itself would never end if an upload is refused."""
+    told = 0
+    is_done = False
+    while not is_done:
+        futures.wait([job.future], timeout=ASK_AGAIN_SECONDS)
+        is_done = job.done()
+        outputs = job.outputs()
+        yield from outputs[told:]
+        told = len(outputs)
 
 
 # --- messages and files ---------------------------------------------------------------------

@@ -62,6 +62,18 @@ def test_a_running_studio_makes_it(here, server, capsys, monkeypatch):
     )
 
 
+def test_a_file_that_a_running_studio_refuses_is_its_sentence(here, server, capsys):
+    (here / "words.wav").write_text("not audio")
+    local = cli_make.run(["cover", "x", "--source", "words.wav", "--out", "x.wav"])
+    said = capsys.readouterr().err
+    remote = ["cover", "x", "--source", "words.wav", "--out", "x.wav", "--url", server]
+    assert cli_make.run(remote) == local == cli_make.STATUS_FAILED
+    sentence = "source: This is a text file, not audio."
+    for text in (said, capsys.readouterr().err):
+        assert text.removeprefix("The ").startswith(sentence) and "AIFF" in text
+    assert not (here / "x.wav").exists()
+
+
 def test_what_is_wrong_is_a_sentence_and_a_status(here, capsys):
     for arguments, status, words in (
         (["make", "x", "--duration", "5"], 2, "Length must be from 10 to 600"),
