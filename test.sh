@@ -31,8 +31,11 @@ say "ruff check"
 "$VENV/bin/python" -m ruff check . || failed="$failed, ruff check"
 say "ruff format --check"
 "$VENV/bin/python" -m ruff format --check . || failed="$failed, ruff format --check"
-say "mypy"
-"$VENV/bin/python" -m mypy || failed="$failed, mypy"
+# It has one core for itself while the JavaScript is checked.
+types=$(mktemp)
+"$VENV/bin/python" -m mypy >"$types" 2>&1 &
+mypy=$!
+trap 'kill "$mypy" 2>/dev/null || true; rm -f -- "$types"' EXIT
 javascript=""
 if find_node; then
     javascript=checked
@@ -41,6 +44,11 @@ if find_node; then
     say "node --test"
     (cd tests/javascript && npm run --silent test) || failed="$failed, node --test"
 fi
+say "mypy"
+wait "$mypy" || failed="$failed, mypy"
+cat "$types"
+rm -f -- "$types"
+trap - EXIT
 say "pytest"
 # A worker for each core and one more, up to four: the page tests wait for their browser a third of the time.
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)

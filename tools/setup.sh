@@ -17,6 +17,10 @@ OLDEST_NODE=20
 NEWEST_MINOR=14
 NEEDS="ACE Music Studio needs Python 3.$OLDEST_MINOR to 3.$NEWEST_MINOR (3.12 is the best choice)"
 
+# More than half of what the packages bring. The studio imports little of it or nothing, and Python compiles that when it does.
+SELDOM="ray|sklearn|numba|matplotlib|networkx|fontTools|pip|setuptools|mypy"
+SELDOM="$SELDOM|transformers/models|diffusers/pipelines|torch/_inductor|.*/tests?|.*/testing"
+
 # A Python that someone set these for is not the one in .venv; pip refuses --user inside a virtual environment.
 unset PYTHONHOME PYTHONPATH
 export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -164,7 +168,7 @@ install_requirements() { # run|ray|test
         "or the disk is full ($(free_space) free here). Put that right and run the same command again." \
         "$(proxy_hint)"
     # pip compiles with one core. Some files are meant for other versions of Python and fail.
-    "$VENV/bin/python" -m compileall -q -j 0 "$VENV/lib" >/dev/null 2>&1 || :
+    "$VENV/bin/python" -m compileall -q -j 0 -x "/site-packages/($SELDOM)/" "$VENV/lib" >/dev/null 2>&1 || :
     # A set-up does for those before it, too.
     for kind in run ray test; do
         printf '%s\n' "$venv_version $(wanted_by "$kind")" >"$(stamp_of "$kind")"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -31,6 +32,19 @@ def test_run_installs_once_then_starts_the_studio_with_its_arguments(
     (clone.root / "requirements.txt").write_text("another\n")
     clone.run("run.sh")
     assert clone.log()[0] == clone.installing()
+
+
+def test_only_what_is_imported_often_is_compiled_wherever_the_clone_lies(clone: Clone) -> None:
+    clone.replace("echo compileall >>", 'echo "compileall $7" >>')
+    code, said = clone.run("run.sh")
+    assert code == 0, said
+    (compiled,) = (line for line in clone.log() if line.startswith("compileall"))
+    seldom = re.compile(compiled.partition(" ")[2])
+    packages = "/home/ray/tests/testing/.venv/lib/python3.12/site-packages"
+    for name in ("torch/nn/modules.py", "gradio/blocks.py", "transformers/modeling_utils.py"):
+        assert not seldom.search(f"{packages}/{name}"), name
+    for name in ("ray/actor.py", "scipy/io/tests/test_wav.py", "transformers/models/bert/x.py"):
+        assert seldom.search(f"{packages}/{name}"), name
 
 
 @pytest.mark.slow
