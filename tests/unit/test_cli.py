@@ -153,7 +153,7 @@ def test_the_studio_starts_as_the_arguments_say(tmp_path):
     port = str(free_port())
     arguments = [
         "--host",
-        "127.0.0.1",
+        "::1",
         "--port",
         port,
         "--model",
@@ -168,9 +168,9 @@ def test_the_studio_starts_as_the_arguments_say(tmp_path):
     studio = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
     try:
         ready, mcp = studio.stdout.readline(), studio.stdout.readline()
-        assert f"http://127.0.0.1:{port}/" in ready
-        assert mcp.strip().endswith(f"http://127.0.0.1:{port}/gradio_api/mcp/")
-        address = f"http://127.0.0.1:{port}/gradio_api"
+        assert f"http://[::1]:{port}/" in ready
+        assert mcp.strip().endswith(f"http://[::1]:{port}/gradio_api/mcp/")
+        address = f"http://[::1]:{port}/gradio_api"
         facts = httpx.post(f"{address}/run/capabilities", json={"data": []}, timeout=300).json()[
             "data"
         ][0]

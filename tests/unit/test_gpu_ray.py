@@ -17,7 +17,7 @@ import tooltips
 from events import Progress, StudioError
 from gpu_job import Job
 from status import UNKNOWN, SongModelStatus, WorkerStatus
-from tests.program import free_port, python
+from tests.program import free_port
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,6 @@ def ended(events: Any) -> Any:
             next(events)
         except StopIteration as end:
             return end.value
-
-
-@pytest.mark.slow
-def test_the_studio_does_not_import_ray_unless_it_is_asked_for():
-    start = "app.build_app(); app.gpu_ray.pool.start(app.worker_status)"
-    told = python("-c", f"import app, sys; {start}; print('ray' in sys.modules)")
-    assert told.stdout.split()[-1] == "False", told.stderr
 
 
 def test_a_studio_without_ray_says_how_to_get_it(monkeypatch, tmp_path):
