@@ -117,11 +117,10 @@ def numbers_on_the_device(pipe):
     return count
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=() if kind in FAST_FORMATS else pytest.mark.slow)
+        pytest.param(kind, marks=pytest.mark.numbers if kind in FAST_FORMATS else pytest.mark.slow)
         for kind in FORMATS
     ],
 )

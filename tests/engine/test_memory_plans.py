@@ -117,10 +117,12 @@ SHORT = {"max_tokens": 16}
 MORPH = {"action": "morph", "source_prompt": "loud drums"}
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize(
     "tasks",
-    [{"generate": {}}, pytest.param({"cover": {}, "edit": MORPH}, marks=pytest.mark.slow)],
+    [
+        pytest.param({"generate": {}}, marks=pytest.mark.numbers),
+        pytest.param({"cover": {}, "edit": MORPH}, marks=pytest.mark.slow),
+    ],
     ids=" and ".join,
 )
 def test_offloading_makes_the_same_song_in_every_mode(other_card, tiny, pipe, tmp_path, tasks):

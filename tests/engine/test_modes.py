@@ -170,13 +170,12 @@ def test_loudness_in_a_repaint_says_what_it_costs(studio, make_source):
 # --- extend and cover ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize(
     ("kind", "before", "after"),
     [
         pytest.param("48 kHz stereo at full scale", 0, 3.21, marks=SLOW),
         pytest.param("44.1 kHz mono", 2.5, 0, marks=SLOW),
-        ("mp3", 1.11, 2.22),
+        pytest.param("mp3", 1.11, 2.22, marks=pytest.mark.numbers),
     ],
 )
 def test_extend_adds_exactly_the_asked_seconds(studio, make_source, kind, before, after):
@@ -412,9 +411,10 @@ def test_the_model_never_sees_less_than_128_frames_of_a_source(
     assert made.shape == audio.decode(source).shape
 
 
-@pytest.mark.numbers
 @SLOW
-@pytest.mark.parametrize("name", ["cover", "extend", "morph", "layer"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("cover", marks=pytest.mark.numbers), "extend", "morph", "layer"]
+)
 def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(
     studio, make_source, name
 ):

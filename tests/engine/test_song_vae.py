@@ -95,11 +95,10 @@ def test_channels_that_carry_nothing_are_left_out(monkeypatch):
 
 
 # Stride by stride as the real VAE, as the built-in one, and as small as it gets.
-@pytest.mark.numbers
 @pytest.mark.parametrize(
     "strides",
     [
-        [2, 4, 4, 6, 10],
+        pytest.param([2, 4, 4, 6, 10], marks=pytest.mark.numbers),
         *(pytest.param(strides, marks=pytest.mark.slow) for strides in ([60, 8, 4], [3, 4])),
     ],
 )
