@@ -110,6 +110,7 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
 @pytest.mark.slow
 def test_cancel_and_the_next_song(studio: str, visit, tab):
     generate = fill_in(tab(visit(studio), "generate"), duration="600", steps="200")
+    generate.set("options.plan", "tick", False)
     generate.go.click()
     expect(generate.progress).to_contain_text("of 200")
     generate.part("cancel").click()
