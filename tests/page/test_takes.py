@@ -74,7 +74,6 @@ def long_songs(fake):
 def generate(lasting: Page, tab) -> Any:
     """Open the Generate tab on the lasting page, with a prompt and lyrics and nothing that another test set."""
     generate = tab(lasting, "generate").reset()
-    generate.unfold()
     generate.set("lyrics", "type", "[Verse]\nThe lamp goes round\nGood night, good night")
     return generate
 
@@ -424,7 +423,6 @@ def test_what_plays_is_a_sheet_with_its_words_and_parts_from_which_it_goes_on(
     page: Page, fake, tab, monkeypatch
 ):
     generate = tab(page, "generate")
-    generate.unfold()
     lines = [{**line, "text": text} for line, text in zip(LINES, WORDS, strict=True)]
     timed = {"mode": "align", "lines": lines, "lrc": LRC, "score": 0.8, "seconds": {}}
     waits = threading.Event()
@@ -930,6 +928,7 @@ def test_a_take_is_downloaded_in_another_format(generate, fake):
     assert path.name == "The lamp goes round.flac"
     assert audio_export.read_record(path)["takes"][0]["seed"] == seed
     assert len(fake.requests) == 1
+    generate.unfold()
     generate.set("options.format", "pick", "MP3, 320 kbit/s")
     fake.script = partial(fake.song, kind="mp3")
     make(generate, fake, 1)
