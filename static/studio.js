@@ -142,11 +142,11 @@ window.studio = {};
     true
   );
 
-  // Cancel comes up beneath the pointer: the second click of a double click is not meant for it.
+  // A double click is one song. Its second click is not meant for Cancel either, which comes up beneath the pointer.
   document.addEventListener(
     "click",
     (event) => {
-      if (event.detail < 2 || !event.target.closest?.('[id$="-cancel"]')) return;
+      if (event.detail < 2 || !event.target.closest?.('[id$="-cancel"], #studio-tabs [id$="-go"]')) return;
       event.stopPropagation();
       event.preventDefault();
     },

@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 import tooltips
 from events import Done, Event, Problem, Progress
+from runs import runs_of
 from status import LanguageModelStatus
 from tests.page.steps import MARKUP, Tab, expect_plain, expect_tappable, fits, reload, violations
 from tests.waiting import until
@@ -46,12 +47,14 @@ def test_while_a_song_is_made_and_cancelled(lasting: Page, fake, tab):
     line = re.compile(r"Making the music, step 3 of 50, 0:0\d so far, at least 0:19 left\.")
     expect(generate.progress).to_contain_text(line)
     expect(generate.progress.locator("[aria-live=polite]")).to_be_visible()
-    # Cancel comes with the run, beneath the pointer perhaps: a double click is not meant for it.
+    # A double click is one song, and not meant for Cancel, which comes beneath the pointer perhaps.
     expect(generate.go).to_be_enabled()
+    generate.go.dispatch_event("click", {"detail": 2})
     generate.part("cancel").dispatch_event("click", {"detail": 2})
     taken = fake.taken
     until(lambda: fake.taken > taken + 10)
     assert not fake.closed.is_set()
+    assert len(runs_of(fake).active()) == 1
     generate.cancel()
     expect(generate.part("cancel")).to_be_hidden()
     expect(generate.progress).to_contain_text("Cancelled.")
