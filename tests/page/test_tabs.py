@@ -21,6 +21,7 @@ from tests.page.steps import (
     song_without_copy,
     violations,
 )
+from tests.waiting import until
 
 
 @pytest.mark.slow
@@ -51,6 +52,14 @@ def test_a_cover_is_made_of_a_source_and_a_reference(page: Page, fake, tab, song
     assert Path(request.reference).read_bytes() == song.read_bytes()
 
 
+# Where the words of an element begin, without what is around them.
+LEFT_OF_WORDS = """(element) => {
+  const range = document.createRange();
+  range.selectNodeContents(element.firstChild);
+  return range.getBoundingClientRect().left;
+}"""
+
+
 @pytest.mark.slow
 def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_path: Path, forgiven):
     # The browser's player logs it, too.
@@ -73,6 +82,10 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_pat
         opened.go.click()
         expect(opened.part("problems")).to_contain_text(sentence)
         expect(opened.field("source")).to_contain_text(sentence)
+        left = opened.field("source").bounding_box()["x"]
+        said = opened.field("source").get_by_text(sentence).first
+        # The page's sentence gives way to Gradio's.
+        until(lambda said=said, left=left: 8 < said.evaluate(LEFT_OF_WORDS) - left < 24)
         expect(opened.text("prompt")).to_have_value("a song")
         expect(opened.go).to_be_enabled()
     assert fake.requests == []

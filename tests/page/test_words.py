@@ -288,6 +288,9 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     plan = generate.field("options.plan")
     expect(plan.get_by_role("checkbox")).not_to_be_checked()
     expect(plan).to_contain_text(f"{problem.text()}")
+    # The reason has the width of the group.
+    group = generate.part("plan-fold").bounding_box()
+    assert plan.bounding_box()["width"] > 0.8 * group["width"]
     for name in (
         "options.plan",
         "options.rewrite",
