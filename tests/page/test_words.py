@@ -182,9 +182,21 @@ def test_written_lyrics_become_a_song(lyrics: Tab, fake, tab):
 # --- the planner --------------------------------------------------------------------------------------------------
 
 
+COUNT_CLICKS = """() => {
+  window.clicks = 0;
+  addEventListener("pointerdown", () => window.clicks++, true);
+}"""
+# Lets a day pass for the songs that the browser keeps.
+A_DAY_LATER = """() => {
+  const key = "ace-music-studio-takes-generate";
+  const kept = JSON.parse(localStorage.getItem(key));
+  localStorage.setItem(key, JSON.stringify(kept.map((each) => ({ ...each, at: each.at - 86_400_000 }))));
+}"""
+
+
 @pytest.mark.slow
 def test_the_built_in_songwriter_says_what_it_can_and_cannot_do(fake, fake_address, visit, tab):
-    page = visit(fake_address[0])
+    page = visit(fake_address[0], face="simple")
     lyrics = tab(page, "lyrics")
     expect(page.locator("#studio-status")).to_contain_text("Songwriter: built in")
     expect(lyrics.go).to_be_enabled()
@@ -195,8 +207,46 @@ def test_the_built_in_songwriter_says_what_it_can_and_cannot_do(fake, fake_addre
     generate = tab(page, "generate")
     expect(generate.words("No voice")).to_have_attribute("aria-pressed", "true")
     expect(generate.part("words-choice")).to_contain_text(tooltips.NO_VOICE_HERE)
+    generate.text("prompt").fill("a slow song about a lighthouse")
+    release = threading.Event()
+
+    def script(request: Any) -> Iterator[Event]:
+        while not release.wait(0.05):
+            yield Progress("steps", 3, 50, 1.0, 19.0)
+        yield from fake.song(request)
+
+    fake.script = script
+
+    # A song with words takes two clicks, a second one meanwhile one more.
+    page.evaluate(COUNT_CLICKS)
     generate.words("Write them for me").click()
     expect(generate.part("words-choice")).to_contain_text(tooltips.DOES_NOT_SING)
+    generate.go.click()
+    generate.runs()
+    assert fake.requests[-1].words.brief == "a slow song about a lighthouse"
+    assert page.evaluate("clicks") == 2
+    generate.go.click()
+    expect(page.locator(".making")).to_have_count(2)
+    assert page.evaluate("clicks") == 3
+    release.set()
+    songs = page.locator(".library .song")
+    expect(songs).to_have_count(2)
+    expect(page.locator(".making")).to_have_count(0)
+
+    # Sharing takes two.
+    page.evaluate("() => { studio.copy = (text) => (window.copied = text); }")
+    generate.way("Copy a link to its recipe").click()
+    page.wait_for_function("window.copied")
+    assert page.evaluate("clicks") == 5
+
+    # A song of yesterday takes one.
+    page.evaluate(A_DAY_LATER)
+    reload(page)
+    expect(songs.first).to_contain_text("yesterday")
+    page.evaluate(COUNT_CLICKS)
+    songs.first.locator("button.cover").click()
+    expect(generate.plays()).to_be_visible()
+    assert page.evaluate("clicks") == 1
 
 
 @pytest.mark.slow
