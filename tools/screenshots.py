@@ -65,8 +65,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tabs", nargs="+", choices=TABS, default=TABS)
-    parser.add_argument("--themes", nargs="+", choices=THEMES, default=THEMES)
-    parser.add_argument("--widths", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
+    add_looks(parser)
     arguments = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
@@ -89,6 +88,12 @@ def main() -> None:
                         print(name, flush=True)
                 page.close()
         browser.close()
+
+
+def add_looks(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of themes and widths."""
+    parser.add_argument("--themes", nargs="+", choices=THEMES, default=THEMES)
+    parser.add_argument("--widths", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
 
 
 # --- the states of a tab ------------------------------------------------------------------------------------------
@@ -231,14 +236,21 @@ def speed_up(page: Any, mode: str) -> None:
 
 
 class Studio:
-    """The studio on the built-in engine, in a process and with songs of its own; a context that is its address."""
+    """The studio on the built-in engine, in a process and with songs of its own; a context that is its address.
+
+    Its planner and songwriter are random, or those that a fresh copy of the studio has.
+    """
+
+    def __init__(self, fresh: bool = False):
+        self._fresh = fresh
 
     def __enter__(self) -> str:
         self._songs = tempfile.TemporaryDirectory()
+        words = "" if self._fresh else "random"
         models = {
             "ACE_STUDIO_MODEL": "preview",
-            "ACE_STUDIO_PLANNER": "random",
-            "ACE_STUDIO_LYRICS": "random",
+            "ACE_STUDIO_PLANNER": words,
+            "ACE_STUDIO_LYRICS": words,
         }
         environ = {
             **os.environ,
