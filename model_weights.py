@@ -197,10 +197,13 @@ def _not_found(name: str, message: str) -> Weights:
 def find_planner() -> Weights:
     """Look for the planner that ACE_STUDIO_PLANNER names; "org/repo/folder" is a folder within a repository.
 
-    Without the variable, and off ZeroGPU, the built-in planner replaces missing weights.
+    Without the variable, and off ZeroGPU, the built-in planner replaces missing weights where the
+    built-in engine plays, whose codes it writes.
     """
     switched = _switched(PLANNER_VARIABLE, PLANNER_OFF)
     found = switched or _find(PLANNER_VARIABLE, DEFAULT_PLANNER, "transformers", _planner_flaw)
+    if found.source == "none" and not find_weights().is_built_in_engine:
+        return found
     return _stand_in(found, PLANNER_VARIABLE, _built_in_planner)
 
 

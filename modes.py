@@ -153,7 +153,10 @@ def _in_known_words(
         known = song_words.read_words(loaded.current.local_folder)
     if known is None:
         return job, plan, (), ()
-    job, chosen, notes = song_words.settle(job, known, choose=plan is None)
+    request, chosen, notes = song_words.settle(
+        job.request, job.seeds[0], known, choose=plan is None
+    )
+    job = replace(job, request=request)
     if job.request.sung_lyrics() != INSTRUMENTAL:
         notes = (*notes, tooltips.DID_NOT_SING)
     if plan is not None:

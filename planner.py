@@ -16,14 +16,16 @@ import functools
 import math
 import re
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import model_offload
+import planner_form
 import planner_layers
+import planner_sketch
 import prompt_facts
 from bootstrap import on_zerogpu
 from events import Progress, StudioError, first_line, is_out_of_memory
@@ -51,6 +53,7 @@ from planner_decoding import (
     write,
 )
 from record import PlanEntry
+from song_words import KnownWords, read_words, translated
 
 if TYPE_CHECKING:
     import torch
@@ -111,10 +114,26 @@ def codes_needed(seconds: float) -> int:
 
 
 class Planner:
-    def __init__(self, model: Any, tokenizer: Any, model_id: str):
+    """A loaded planner.
+
+    `words` are what a small one has learnt, whose codes mean what `planner_codes` says, and
+    `styles` what it plays: its plans are held to a form, its sketches to their words. None for the
+    real ones.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        model_id: str,
+        words: KnownWords | None = None,
+        styles: planner_sketch.Styles | None = None,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.model_id = model_id
+        self.words = words
+        self.styles = styles
         rows = model.get_output_embeddings().weight.shape[0]
         self.vocabulary = Vocabulary(tokenizer, rows, model.device)
         self.grammar = MetadataGrammar(self.vocabulary)
@@ -137,7 +156,7 @@ def plan(
     encode = planner.vocabulary.encode
     seed = options.plan_seed if options.plan_seed >= 0 else seeds[0]
     draw = Draw(options.plan_temperature)
-    given = _fields_given(request)
+    given = _suggested(planner, request.prompt, seed) | _fields_given(request)
     fields = dict(given)
     if options.rewrite or not given.keys() >= PHASE_1_FIELDS:
         grammar = planner.grammar.thoughts(given, options.rewrite, longest)
@@ -153,18 +172,43 @@ def plan(
         seconds = float(fields["duration"])
     else:
         seconds = request.duration
+    metadata = _metadata(fields)
+    form = _form(planner, request, metadata, seconds, seed)
     code_indices, stuck = yield from _draw_codes(
-        planner, (guided, unguided), seeds, codes_needed(seconds), draw, options.plan_cfg
+        planner, (guided, unguided), seeds, codes_needed(seconds), draw, options.plan_cfg, form
     )
     codes = planner.vocabulary.codes[code_indices].tolist()
     yield Plan(
-        metadata=_metadata(fields),
+        metadata=metadata,
         caption=caption or request.prompt,
         rewritten=bool(caption),
         seed=seed,
         seconds=seconds,
         codes=tuple(tuple(take) for take in codes),
         stuck=stuck,
+    )
+
+
+def _form(
+    planner: Planner,
+    request: GenerateRequest,
+    metadata: Mapping[str, Any],
+    seconds: float,
+    seed: int,
+) -> planner_form.Form | None:
+    """Return the form that the codes are held to, None where the planner's codes mean nothing that is known."""
+    if planner.words is None:
+        return None
+    # As the built-in engine will be given them.
+    told = translated(metadata, planner.words)
+    return planner_form.Form(
+        planner.vocabulary.codes.numpy(),
+        bpm=told["bpm"],
+        time_signature=told["time_signature"],
+        key=told["key"],
+        lyrics=request.sung_lyrics(),
+        seconds=seconds,
+        seed=seed,
     )
 
 
@@ -175,18 +219,20 @@ def _draw_codes(
     count: int,
     draw: Draw,
     guidance: float,
+    form: planner_form.Form | None = None,
 ) -> Generator[Progress, None, tuple[torch.Tensor, tuple[float | None, ...]]]:
     """Draw `count` codes for each take; return them as indices into the audio tokens [takes, count],
     and the second from which each take is stuck.
 
     Codes that get stuck are drawn a second time from that place on, with other random numbers
-    (upstream's #1164: 736 equal codes of 800).
+    (upstream's #1164: 736 equal codes of 800). With a `form` they are held to it.
     """
     import torch
 
     code_ids = planner.vocabulary.code_ids
+    allowed = None if form is None else torch.from_numpy(form.allowed())
     drawn = yield from CodeWriter(
-        planner.model, code_ids, prompts, seeds, count, draw, guidance
+        planner.model, code_ids, prompts, seeds, count, draw, guidance, allowed=allowed
     ).run()
     stuck: list[float | None] = []
     for take, seed in enumerate(seeds):
@@ -204,11 +250,14 @@ def _draw_codes(
                 count - start,
                 draw,
                 guidance,
+                allowed=None if allowed is None else allowed[start:],
             )
             redrawn = yield from second_draw.run()
             drawn[take] = torch.cat([kept, redrawn[0]])
             start = stuck_from(drawn[take].tolist())
         stuck.append(None if start is None else start / CODES_PER_SECOND)
+        if form is not None:
+            drawn[take] = torch.from_numpy(form.arranged(drawn[take].numpy()))
     return drawn, tuple(stuck)
 
 
@@ -262,7 +311,7 @@ def inspire(
         timesignature=from_idea.get("time_signature"),
     )
     lyrics = INSTRUMENTAL if request.instrumental else ""
-    yield from _sketch(planner, "inspire", words, given, seed, lyrics)
+    yield from _best_sketch(planner, "inspire", words, given, seed, lyrics, request.idea)
 
 
 def polish(
@@ -272,17 +321,30 @@ def polish(
     lyrics = request.sung_lyrics()
     prompt = as_plain_text(request.prompt) or NO_INPUT
     words = f"# Caption\n{prompt}\n\n# Lyric\n{as_plain_text(lyrics)}"
-    kept = INSTRUMENTAL if lyrics == INSTRUMENTAL else ""
-    yield from _sketch(planner, "polish", words, _fields_given(request), seed, kept)
+    is_kept = lyrics == INSTRUMENTAL or planner.words is not None
+    kept = lyrics if is_kept else ""
+    given = _fields_given(request)
+    yield from _best_sketch(planner, "polish", words, given, seed, kept, request.prompt)
 
 
 def describe(
     planner: Planner, codes: Sequence[int], seed: int
 ) -> Generator[Progress | dict[str, Any]]:
-    """Describe audio codes (5 per second), each of which is a token, as prompt, lyrics and metadata."""
+    """Describe audio codes (5 per second), each of which is a token, as prompt, lyrics and metadata.
+
+    A small planner is told what they say, and puts that into words.
+    """
     seconds = len(codes) // CODES_PER_SECOND
     limit = LIMITS["duration"]
     given = _known_fields(duration=seconds if limit.low <= seconds <= limit.high else None)
+    if planner.words is not None and planner.styles is not None:
+        found = planner_sketch.heard(codes, planner.words)
+        if "bpm" in found:
+            style = planner.styles.likeliest(codes, found["bpm"])
+            given |= _spelled(found)
+            words = f"# Caption\n{style}\n\n# Lyric\n{INSTRUMENTAL}"
+            yield from _best_sketch(planner, "polish", words, given, seed, INSTRUMENTAL, style)
+            return
     words = "".join(f"<|audio_code_{planner.vocabulary.nearest(code)}|>" for code in codes)
     yield from _sketch(planner, "describe", words, given, seed, "", temperature=0.3)
 
@@ -383,6 +445,62 @@ def _expected(head: Any, states: torch.Tensor, tokens: torch.Tensor) -> Expected
         before = (likely > own).sum(dim=1)
         recall += float((1.0 - before / LIKELIEST).clamp(min=0.0).sum())
     return Expected(likelihood / len(tokens), recall / len(tokens))
+
+
+def _best_sketch(
+    planner: Planner,
+    task: str,
+    words: str,
+    given: Mapping[str, str],
+    seed: int,
+    lyrics: str,
+    asked: str,
+) -> Generator[Progress | dict[str, Any]]:
+    """Write a sketch; a small planner's is the one of several that agrees most with what was `asked`.
+
+    Where even that has another style, the visitor's own words stay the prompt.
+    """
+    known = planner.words
+    if known is None:
+        yield from _sketch(planner, task, words, given, seed, lyrics)
+        return
+    given = _suggested(planner, asked, seed) | dict(given)
+    best: dict[str, Any] = {}
+    most = -1.0
+    written = 0
+    for number in range(planner_sketch.SKETCHES):
+        for result in _sketch(planner, task, words, given, seed + number, lyrics):
+            if isinstance(result, Progress):
+                yield replace(result, step=written + result.step)
+                continue
+            agrees = planner_sketch.agreement(asked, result["prompt"], known)
+            if agrees > most:
+                most = agrees
+                best = result
+        written += METADATA_ROOM
+        if most == 1:
+            break
+    if not planner_sketch.keeps_style(asked, best["prompt"], known):
+        best["prompt"] = asked
+    if not lyrics:
+        best["lyrics"] = planner_sketch.only_sections(best["lyrics"])
+    yield best
+
+
+def _suggested(planner: Planner, words: str, seed: int) -> dict[str, str]:
+    """Return what a small planner is given besides a visitor's fields, with the planner's names and spelling."""
+    if planner.words is None:
+        return {}
+    return _spelled(planner_sketch.suggested(words, planner.words, seed))
+
+
+def _spelled(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return tempo, key and time signature, by a request's names, with the planner's names and spelling."""
+    return _known_fields(
+        bpm=fields.get("bpm"),
+        keyscale=fields.get("key"),
+        timesignature=fields.get("time_signature"),
+    )
 
 
 def _sketch(
@@ -500,7 +618,10 @@ def load_planner(weights: Weights, device: Device) -> Planner:
             model_offload.widen_on_use(model)
         if not tokenizer.chat_template:
             raise Unfit("its tokenizer has no chat template")
-        return Planner(model, tokenizer, weights.model_id)
+        # Only a small planner has such files.
+        words = read_words(weights.local_folder)
+        styles = planner_sketch.read_styles(weights.local_folder)
+        return Planner(model, tokenizer, weights.model_id, words, styles)
     except Exception as error:
         if is_out_of_memory(error):
             raise

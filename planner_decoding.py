@@ -408,8 +408,9 @@ class CodeWriter:
 
     Guidance is `u + s * (c - u)` in float32 on the logits of the audio tokens. The end of the text
     is not among them: it is barred until the last code and certain after it. `prompts` are the
-    conditional and the unconditional one; without guidance (1) the second is left out. With
-    `launches` the same steps are launched one by one where they would be recorded and replayed.
+    conditional and the unconditional one; without guidance (1) the second is left out. Where
+    `allowed` [count, N] is given, only those codes can be drawn at each place. With `launches` the
+    same steps are launched one by one where they would be recorded and replayed.
     """
 
     def __init__(
@@ -422,6 +423,7 @@ class CodeWriter:
         draw: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         guidance: float = 2.0,
         launches: bool = False,
+        allowed: torch.Tensor | None = None,
     ):
         import torch
 
@@ -436,6 +438,7 @@ class CodeWriter:
             rows += [unconditional] * self._takes
         self._code_ids = code_ids
         device = model.device
+        self._barred = None if allowed is None else ~allowed.to(device)
         self._weight, self._bias = _rows(model.get_output_embeddings(), code_ids)
         widener = getattr(model, "widener", None)
         self._linear = widener.linear if widener else torch.nn.functional.linear
@@ -503,6 +506,9 @@ class CodeWriter:
             if self._guidance != 1:
                 wanted, plain = logits.chunk(2)
                 logits = plain.lerp(wanted, self._guidance)
+            if self._barred is not None:
+                barred = self._barred.index_select(0, self._number)
+                logits = logits.masked_fill(barred, -torch.inf)
             drawn = self._draw(logits, self._chances.index_select(1, self._number))
             self._drawn.index_copy_(1, self._number, drawn[:, None])
             self._tokens.view(-1, self._takes).copy_(self._code_ids[drawn])

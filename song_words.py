@@ -11,13 +11,13 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_job import SongJob
 from limits import TIME_SIGNATURES
 from model_weights import read_json
+from params import SongRequest
 
 FILE = "words.json"
 # Semitones above C.
@@ -34,7 +34,8 @@ class KnownWords:
 
     `keys` holds each spelling that it was trained with, `metres` the time signature that it uses
     instead of one that it does not know. `speeds`, `styles` and `scales` give a word of a prompt
-    its tempo or its scale; a word that ends in * stands for all words that begin with it.
+    its tempo or its scale, `style_names` the style's own name, and `style_metres` gives that name
+    the style's usual time signature; a word that ends in * stands for all words that begin with it.
     """
 
     keys: tuple[str, ...]
@@ -44,13 +45,18 @@ class KnownWords:
     speeds: Mapping[str, tuple[int, int]]
     styles: Mapping[str, tuple[int, int]]
     scales: Mapping[str, str]
+    style_names: Mapping[str, str]
+    style_metres: Mapping[str, str]
 
 
 def read_words(folder: Path) -> KnownWords | None:
     """Return what the checkpoint in `folder` has learnt, None if it has no such file."""
     values = read_json(folder / FILE)
-    if values is None:
-        return None
+    return None if values is None else known_words(values)
+
+
+def known_words(values: Mapping[str, Any]) -> KnownWords:
+    """Return what the values of such a file say."""
     return KnownWords(
         keys=tuple(values["keys"]),
         metres=values["metres"],
@@ -59,6 +65,8 @@ def read_words(folder: Path) -> KnownWords | None:
         speeds=_by_word(values["speeds"]),
         styles=_by_word(values["styles"]),
         scales={word: scale for scale, words in values["scales"].items() for word in words},
+        style_names={word: row["words"][0] for row in values["styles"] for word in row["words"]},
+        style_metres={row["words"][0]: row.get("time_signature", "") for row in values["styles"]},
     )
 
 
@@ -70,19 +78,18 @@ def _by_word(rows: Iterable[dict[str, Any]]) -> dict[str, tuple[int, int]]:
 
 
 def settle(
-    job: SongJob, known: KnownWords, *, choose: bool = True
-) -> tuple[SongJob, tuple[str, ...], tuple[str, ...]]:
-    """Return `job` in terms that the checkpoint knows, the names of what was chosen, and notes.
+    request: SongRequest, seed: int, known: KnownWords, *, choose: bool = True
+) -> tuple[SongRequest, tuple[str, ...], tuple[str, ...]]:
+    """Return `request` in terms that the checkpoint knows, the names of what was chosen, and notes.
 
-    With `choose`, a song generated from words gets a tempo and a key if it has none.
+    With `choose`, a song generated from words gets a tempo and a key from `seed` if it has none.
     """
-    request = job.request
     asked = {"key": request.key, "bpm": request.bpm, "time_signature": request.time_signature}
     words = translated(asked, known)
     notes = _note_on_changes(request, words)
     chosen: list[str] = []
     if choose and request.mode == "generate" and not (request.bpm and request.key):
-        chance = random.Random(job.seeds[0])
+        chance = random.Random(seed)
         # Both are always drawn, so that a key does not depend on whether a tempo was given.
         bpm = choose_tempo(request.prompt, known, chance)
         key = choose_key(request.prompt, known, chance)
@@ -93,7 +100,7 @@ def settle(
         notes += (
             f"The built-in engine needs a tempo and a key: it was given {words['bpm']} BPM and {words['key']}.",
         )
-    return replace(job, request=request.model_copy(update=words)), tuple(chosen), notes
+    return request.model_copy(update=words), tuple(chosen), notes
 
 
 def translated(words: Mapping[str, Any], known: KnownWords) -> dict[str, Any]:

@@ -108,6 +108,9 @@ def plan_song(
             "This checkpoint cannot read a plan: its audio tokenizer and detokenizer are missing."
         )
         return None, _could_not_plan(models, request, reason)
+    if models.planner.weights.comes_along and not models.current.is_built_in_engine:
+        reason = "The built-in planner plans for the built-in engine alone."
+        return None, _could_not_plan(models, request, reason)
     try:
         models.planner.check()
         placing.for_planning()

@@ -6,13 +6,13 @@ lie on a grid of 10 ms, and two moments are at least 50 ms apart. A note has no 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from planner_form import ENDING_SECONDS, TAGS, WHO, bars_in, forms_for, sections, spread
 from training import band_styles as tables
 from training.band_styles import STYLES, Style
 
@@ -30,38 +30,6 @@ NOTE_NAMES += (("F#", "Gb"), ("G",), ("G#", "Ab"), ("A",), ("A#", "Bb"), ("B",))
 PITCH_CLASSES = {"Cb": 11, "B#": 0, "E#": 5, "Fb": 4}
 PITCH_CLASSES |= {name: pitch for pitch, names in enumerate(NOTE_NAMES) for name in names}
 
-# What a section tag asks for, by how the tag begins; anything else is a verse.
-TAGS = {
-    "intro": ("intro", "start"),
-    "verse": ("verse", "verse 1", "verse 2", "pre-chorus"),
-    "chorus": ("chorus", "drop", "hook", "refrain", "solo", "guitar solo"),
-    "break": ("break", "bridge", "build", "interlude"),
-    "outro": ("outro", "end", "coda"),
-}
-# Forms for pieces without tags, by the fewest bars that they take.
-FORMS = {
-    1: ("verse", "verse chorus", "intro chorus"),
-    6: ("verse chorus", "intro verse chorus", "verse chorus outro", "verse break chorus"),
-    9: ("intro verse chorus outro", "verse chorus verse chorus", "verse chorus break chorus"),
-    16: ("intro verse chorus break chorus outro", "intro verse chorus verse chorus outro"),
-    36: (
-        "intro verse chorus verse chorus break chorus outro",
-        "intro verse verse chorus verse chorus break chorus outro",
-    ),
-    64: (
-        "intro verse chorus verse chorus break verse chorus outro",
-        "intro verse verse chorus verse chorus break chorus chorus outro",
-        "intro verse chorus break verse chorus break chorus outro",
-    ),
-}
-# Who may play in a section, from few to all: drums, bass, chords, lead.
-WHO = {
-    "intro": ("c", "dc", "bc", "cl", "dbc"),
-    "verse": ("dbc", "dbcl", "dbcl", "dbcl"),
-    "chorus": ("dbcl",),
-    "break": ("c", "bc", "cl", "bcl"),
-    "outro": ("c", "bc", "dbc", "bcl"),
-}
 DYNAMICS = {"intro": -1, "verse": 0, "chorus": 1, "break": -1, "outro": -1}
 LOUDNESS = {"X": 2, "x": 1, "o": 0}
 # How bars make a phrase: the two that are drawn of a pattern, the three of a melody; a dot is a rest. A verse's melody
@@ -73,8 +41,6 @@ PHRASES = {
 }
 # The last bar of a piece: everybody strikes together.
 ENDING = {"kick": "X", "open": "X", "bass": "1...1...1...1...", "chords": "X...x...x...x..."}
-ENDING_SECONDS = 0.6
-"""How long before the end of a piece its last sound begins, at the latest."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +112,7 @@ def compose(
         )
     tonic, scale = parse_key(key)
     seconds = float(seconds or 30.0)
-    # A last bar that is too short for a beat and its decay is left to the bar before it.
-    shortest = max(60 / bpm, ENDING_SECONDS)
-    bars = max(1, math.ceil((seconds - shortest) * bpm / 60 / beats - 1e-9))
+    bars = bars_in(seconds, bpm, beats)
     spans = _form(rng, lyrics or "", bars)
     bar_seconds = 60 * beats / bpm
     form = tuple(
@@ -195,16 +159,6 @@ def parse_key(key: str) -> tuple[int, str]:
     return PITCH_CLASSES[note], scale
 
 
-def sections(lyrics: str) -> list[str]:
-    """Return the sections that the tags of `lyrics` ask for, in order; [Instrumental] asks for none."""
-    tags = [tag.strip() for tag in re.findall(r"\[([^\]]+)\]", lyrics.lower())]
-    return [
-        next((name for name, starts in TAGS.items() if tag.startswith(starts)), "verse")
-        for tag in tags
-        if not tag.startswith("inst")
-    ]
-
-
 # --- the plan -----------------------------------------------------------------------------------------------------
 
 
@@ -214,26 +168,10 @@ def _place(rng: np.random.Generator, count: int, energy: int) -> int:
 
 
 def _form(rng: np.random.Generator, lyrics: str, bars: int) -> list[tuple[str, int, int]]:
-    """Return (section, first bar, bar after the last): the bars spread by weight, in twos or fours if enough."""
-    drawn = str(rng.choice(FORMS[max(fewest for fewest in FORMS if fewest <= bars)]))
+    """Return (section, first bar, bar after the last) of the tags of `lyrics`, or of a form that is drawn."""
+    drawn = str(rng.choice(forms_for(bars)))
     names = sections(lyrics) or drawn.split()
-    grain = 1
-    if bars >= 7 * len(names):
-        grain = 4
-    elif bars >= 3 * len(names):
-        grain = 2
-    weights = np.cumsum([2 if name in ("verse", "chorus") else 1 for name in names])
-    ends = (
-        np.minimum(np.round(weights / weights[-1] * bars / grain) * grain, bars)
-        .astype(int)
-        .tolist()
-    )
-    ends[-1] = bars
-    return [
-        (name, first, last)
-        for name, first, last in zip(names, [0, *ends], ends, strict=False)
-        if last > first
-    ]
+    return [(section.name, section.first, section.end) for section in spread(names, bars)]
 
 
 class _Writer:

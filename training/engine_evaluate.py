@@ -30,6 +30,7 @@ import bootstrap
 import models
 import modes
 import planner
+import planner_codes
 import song_codec
 from events import Progress
 from gpu_job import SongJob
@@ -262,7 +263,7 @@ def measure_planned(
     """
     rows = []
     for score in scores:
-        own = engine_codes.codes_of(
+        own = planner_codes.codes_of(
             engine_codes.digits_of(score, round(score.seconds * FRAMES_PER_SECOND))
         )
         song = engine.make("generate", score, planned_by=planned_by, duration=score.seconds)

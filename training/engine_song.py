@@ -30,6 +30,7 @@ from torch.nn import functional
 from transformers import Qwen3Model
 
 import modes
+import planner_codes
 import song_clock
 import song_codec
 from limits import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
@@ -98,6 +99,8 @@ NO_CONDITION = 0.12
 WITH_REFERENCE = 0.12
 PLANNED_SHARE = 0.6
 """How many covers follow the codes that their score would have, as planned songs do, if the tokenizer knows them."""
+WHOLE = {"cover": 0.6}
+"""How many examples of a task are whole pieces with their endings, as planned songs are."""
 FROM_BEGINNING = {"repaint": 0.9}
 """How many examples of a task that are cut out of a longer piece are its beginning."""
 OUT_OF_TIME = 0.5
@@ -675,7 +678,7 @@ class SongStage:
         """Draw a piece of `seconds`, or part of a longer one, and what one of the studio's tasks makes of it."""
         frames = seconds * FRAMES_PER_SECOND
         length = seconds
-        if task != "text2music":
+        if task != "text2music" and rng.random() >= WHOLE.get(task, 0.0):
             length = int(rng.choice(LONGER[seconds]))
         row = self.pool[length][int(rng.integers(len(self.pool[length])))]
         start = 0
@@ -763,7 +766,7 @@ class SongStage:
         shares = []
         for row in self.pool[10][:20]:
             _, codes = self.codes["audio_tokenizer"].tokenize(self._standard(row.latents)[None])
-            wanted = engine_codes.codes_of(engine_codes.digits_of(row.score, len(row.latents)))
+            wanted = planner_codes.codes_of(engine_codes.digits_of(row.score, len(row.latents)))
             shares.append(engine_codes.agreement(codes[0, :, 0].numpy(), wanted))
         return float(np.mean(shares)) >= engine_codes.UNDERSTOOD
 
@@ -774,7 +777,7 @@ class SongStage:
         if start is None:
             codes, _ = tokenizer.tokenize(target[None])
         else:
-            planned = engine_codes.codes_of(engine_codes.digits_of(score, len(target), start))
+            planned = planner_codes.codes_of(engine_codes.digits_of(score, len(target), start))
             codes = tokenizer.quantizer.get_output_from_indices(torch.from_numpy(planned)[None])
         return self.codes["audio_token_detokenizer"](codes)[0, : len(target)]
 

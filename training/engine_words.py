@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ STYLE_NAMES = {
     "chiptune": ("chip tune", "chiptunes", "8 bits", "8bit", "16-bit", "チップチューン", "芯片音乐", "칩튠", "чиптюн"),
     "rock": (
         "rock'n'roll", "rock and roll", "rockmusik", "rockig*", "rockband", "rocksong", "rockero", "punk", "grunge",
+        "metal", "heavy metal", "hardrock", "métal", "メタル", "金属乐", "메탈", "метал*",
         "ロック", "ロックバンド", "摇滚", "搖滾", "록", "락", "рок",
     ),
     "waltz": (
@@ -85,7 +87,11 @@ def words_of_the_engine() -> dict[str, Any]:
             for speed, bpm in SPEEDS.items()
         ],
         "styles": [
-            {"bpm": how.bpm, "words": _joined(how.words, STYLE_NAMES[style])}
+            {
+                "bpm": how.bpm,
+                "time_signature": str(statistics.mode(how.beats)),
+                "words": _joined(how.words, STYLE_NAMES[style]),
+            }
             for style, how in STYLES.items()
         ],
         "scales": {scale: _joined(SCALE_WORDS[scale], SCALE_NAMES[scale]) for scale in SCALES},

@@ -46,11 +46,14 @@ from torch import nn
 from torch.nn import functional
 
 import planner
+import planner_codes
+import planner_sketch
 from limits import INSTRUMENTAL
 from model_weights import BUILT_IN, MODEL_VARIABLE, PLANNER_VARIABLE
 from models import quiet_libraries
 from params import parse_request
 from planner_decoding import encode_marked, nearest_code
+from song_words import first_named, known_words
 from training import engine_codes
 from training.band_score import compose
 from training.engine_latents import (
@@ -61,6 +64,7 @@ from training.engine_latents import (
     lyric_words,
 )
 from training.engine_train import Optimizer
+from training.engine_words import words_of_the_engine, write_words
 from training.small_models import THINK, make_tokenizer
 
 STATE = Path("~/.cache/ace-studio-training/planner").expanduser()
@@ -86,6 +90,7 @@ MISHEARD = 0.5
 SAVE_SECONDS = 90
 MEASURE_UPDATES = 250
 MEASURED = 24  # held-out pieces
+STYLE_SHARDS = 5  # whose pieces show what each style plays
 DRAFTS = 6  # of them, for which codes are drawn
 DRAFTED = 30  # seconds of each
 
@@ -139,7 +144,7 @@ class Tokenizing:
             score.key,
             score.beats,
             seconds,
-            tuple(engine_codes.codes_of(digits).tolist()),
+            tuple(planner_codes.codes_of(digits).tolist()),
             tuple(indices[0, :, 0].tolist()),
         )
 
@@ -314,7 +319,7 @@ class Teacher:
         """Return codes as far as they are known, in place of any other one that means nearly the same."""
         new = sorted({code for code in codes if code not in self._alike})
         if new:
-            found = engine_codes.likest(np.array(new), np.array(self.known))
+            found = planner_codes.likest(np.array(new), np.array(self.known))
             self._alike |= dict(zip(new, found.tolist(), strict=True))
         return [self._alike[code] for code in codes]
 
@@ -495,9 +500,9 @@ class Training:
 
     def _by_digit(self, scores: torch.Tensor, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the cross-entropy of each thing that codes say, from the scores [N, C] of all codes."""
-        digits = engine_codes.digits_in(np.array(self.teacher.known))
+        digits = planner_codes.digits_in(np.array(self.teacher.known))
         columns = {name: digits[:, place] for place, name in enumerate(engine_codes.NAMES)}
-        columns["chord"] = engine_codes.chord_in(digits)
+        columns["chord"] = planner_codes.chord_in(digits)
         shares = scores.softmax(dim=-1)
         losses = {}
         for name, column in columns.items():
@@ -526,7 +531,8 @@ class Training:
     def drafts(self, count: int) -> dict[str, float]:
         """Return how well the codes that the studio would draw for held-out prompts keep tempo, bar and key."""
         model = self.exportable()
-        writer = planner.Planner(model, self.tokenizer, "drafts")
+        words = known_words(words_of_the_engine())
+        writer = planner.Planner(model, self.tokenizer, "drafts", words)
         found = []
         for piece in self.pieces.shard(-1)[:count]:
             fields = {"duration": DRAFTED, "bpm": piece.bpm, "key": piece.key}
@@ -575,6 +581,23 @@ class Training:
             )
         self.exportable().to(torch.bfloat16).save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        write_words(folder)
+        planner_sketch.write_styles(self.styles(), folder)
+
+    def styles(self) -> planner_sketch.Styles:
+        """Return what the engine's tokenizer hears in pieces of each style."""
+        known = known_words(words_of_the_engine())
+        names = tuple(known.style_metres)
+        played = np.zeros((len(names), planner_sketch.PLAYED), np.int32)
+        tempos = np.zeros((len(names), planner_sketch.TEMPO_BINS), np.int32)
+        for number in range(STYLE_SHARDS):
+            for piece in self.pieces.shard(number):
+                named = [first_named(caption, known.style_names) for caption in piece.captions]
+                style = next((names.index(name) for name in named if name), None)
+                if style is not None:
+                    played[style] += planner_sketch.played(piece.heard)
+                    tempos[style, planner_sketch.tempo_bin(piece.bpm)] += 1
+        return planner_sketch.Styles(names, played, tempos)
 
 
 def main() -> None:

@@ -383,9 +383,9 @@ def test_the_codes_are_drawn_after_these_two_prompts(planner, monkeypatch):
     given = []
     draw = planner_decoding.CodeWriter
 
-    def spy(model, code_ids, prompts, *others):
+    def spy(model, code_ids, prompts, *others, **named):
         given.extend(planner.tokenizer.decode(list(tokens)) for tokens in prompts)
-        return draw(model, code_ids, prompts, *others)
+        return draw(model, code_ids, prompts, *others, **named)
 
     monkeypatch.setattr(planning, "CodeWriter", spy)
     plan = make(planner, **GIVEN)

@@ -214,9 +214,9 @@ def get_stuck(monkeypatch, repeats: int):
 
     build = planner_decoding.CodeWriter.__init__
 
-    def build_seen(writer, model, code_ids, prompts, given, *others):
+    def build_seen(writer, model, code_ids, prompts, given, *others, **named):
         seeds.append(tuple(given))
-        build(writer, model, code_ids, prompts, given, *others)
+        build(writer, model, code_ids, prompts, given, *others, **named)
 
     monkeypatch.setattr(planner_decoding.CodeWriter, "run", run_stuck)
     monkeypatch.setattr(planner_decoding.CodeWriter, "__init__", build_seen)

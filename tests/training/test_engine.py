@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderOobleck
 
 import modes
+import planner_codes
 import song_attention
 import song_loop
 import song_vae
@@ -238,7 +239,7 @@ def test_some_covers_follow_the_codes_of_their_score(song, monkeypatch):
         sources.append(cover[1])
     tokenizer = song.codes["audio_tokenizer"]
     digits = engine_codes.digits_of(row.score, 100, 100)
-    codes = torch.from_numpy(engine_codes.codes_of(digits))[None, :, None]
+    codes = torch.from_numpy(planner_codes.codes_of(digits))[None, :, None]
     with torch.no_grad():
         read = tokenizer.quantizer.get_output_from_indices(codes)
         planned = song.codes["audio_token_detokenizer"](read)[0]

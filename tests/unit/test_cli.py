@@ -24,9 +24,11 @@ import tooltips
 from api import ENDPOINTS
 from events import Problem, StudioError
 from model_weights import (
+    BUILT_IN,
     DEFAULT_MODEL,
     DEFAULT_PLANNER,
     DEFAULT_SONGWRITER,
+    PLANNER_VARIABLE,
     UMBRELLA,
     Weights,
     find_planner,
@@ -295,6 +297,7 @@ def test_language_models_never_stop_a_song(monkeypatch, name):
         text, stops = found(cli.model, find(), selection, name=name.lower())
         assert words in text and not stops
     monkeypatch.delenv("ACE_STUDIO_PLANNER", raising=False)
+    monkeypatch.setitem(BUILT_IN, PLANNER_VARIABLE, Path("nowhere"))
     text, _ = found(cli.model, find_planner(), selection, name="planner")
     assert DEFAULT_PLANNER in text and f"{cli.PLANNER_GB} GB" in text
 

@@ -10,17 +10,24 @@ import pytest
 from huggingface_hub import constants
 
 from events import StudioError
-from model_weights import DEFAULT_PLANNER, PLANNER_VARIABLE, find_planner
+from model_weights import (
+    BUILT_IN,
+    DEFAULT_PLANNER,
+    MODEL_VARIABLE,
+    PLANNER_VARIABLE,
+    find_planner,
+)
 from planner import load_planner
 from tests.weights import CPU, PLANNER, SONGWRITER
 
 
 @pytest.fixture(autouse=True)
 def bare(tmp_path, monkeypatch):
-    """Be a machine without planner weights."""
+    """Be a machine without planner weights, not even the built-in ones."""
     monkeypatch.delenv(PLANNER_VARIABLE, raising=False)
     monkeypatch.setattr("model_weights.MODELS_FOLDER", tmp_path / "models")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(BUILT_IN, PLANNER_VARIABLE, tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -45,6 +52,24 @@ def test_a_bare_machine_has_none_and_says_how_to_get_one():
         'hf download ACE-Step/Ace-Step1.5 --include "acestep-5Hz-lm-1.7B/*"' in weights.problem.hint
     )
     assert "not on this machine" in weights.problem.message
+
+
+def test_the_built_in_planner_stands_in_where_none_was_asked_for(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(BUILT_IN, PLANNER_VARIABLE, folder)
+    assert (find_planner().source, find_planner().folder) == ("preview", folder)
+    assert find_planner().wanted == DEFAULT_PLANNER
+    elsewhere = (
+        ("SPACES_ZERO_GPU", "1"),
+        (PLANNER_VARIABLE, DEFAULT_PLANNER),
+        # The codes of another song model are not the ones that it writes.
+        (MODEL_VARIABLE, "nobody/nothing"),
+    )
+    for name, value in elsewhere:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert find_planner().folder is None
+    in_cache(folder, tmp_path, "ACE-Step/Ace-Step1.5", "acestep-5Hz-lm-1.7B")
+    assert find_planner().source == "cache"
 
 
 def test_models_beside_the_app_come_before_the_cache(folder, tmp_path, monkeypatch):

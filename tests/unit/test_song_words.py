@@ -8,9 +8,8 @@ import pytest
 
 import model_weights
 import song_words
-from gpu_job import SongJob
 from limits import KEYS, LIMITS, TIME_SIGNATURES
-from params import SongRequest, parse_request, settle
+from params import parse_request
 
 KNOWN = song_words.read_words(model_weights.ASSETS / "preview")
 SEEDS = range(200)
@@ -19,12 +18,8 @@ SEEDS = range(200)
 def settled(
     mode: str = "generate", seed: int = 0, **words: object
 ) -> tuple[object, tuple[str, ...]]:
-    job, _, notes = song_words.settle(job_of(parse_request(mode, words), seed), KNOWN)
-    return job.request, notes
-
-
-def job_of(request: SongRequest, seed: int = 0) -> SongJob:
-    return SongJob(request, (seed,), (0,), "", settings=settle(request, "preview"))
+    request, _, notes = song_words.settle(parse_request(mode, words), seed, KNOWN)
+    return request, notes
 
 
 def test_a_key_is_drawn_from_those_that_the_checkpoint_was_told():
@@ -62,7 +57,7 @@ def test_a_tempo_and_a_metre_that_it_never_learnt_are_given_as_ones_that_it_know
 
 def test_other_modes_get_no_tempo_but_a_key_that_is_known():
     words = {"prompt": "x", "source": "a.wav", "after": 5, "key": "Cb major"}
-    request = song_words.settle(job_of(parse_request("extend", words)), KNOWN)[0].request
+    request = song_words.settle(parse_request("extend", words), 0, KNOWN)[0]
     assert request.key == "B major" and request.bpm is None
     assert (
         song_words.translated({"bpm": None, "key": "E# minor", "prompt": "x"}, KNOWN)["key"]

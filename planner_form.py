@@ -1,0 +1,299 @@
+"""The form of a song that the built-in planner plans: where beats fall, which chords the key has, how sections follow.
+
+A small planner reads what comes next off what came before, and hardly off the words. So what follows from tempo, time
+signature, key and section tags is not left to chance: at each place only the codes that agree with it can be drawn, as
+the metadata can only be drawn along its grammar, and a section that comes back is the section that was. The rest (which
+chords, drums and notes) is the planner's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import planner_codes
+from limits import CODES_PER_SECOND
+from lyrics_tags import as_read
+from planner_codes import (
+    BASS,
+    BEAT,
+    BEAT_LEVELS,
+    CHORD,
+    CHORDS,
+    CODE_TICKS,
+    CYMBALS,
+    DRUMS,
+    FRAME_TICKS,
+    GRAY,
+    KICK,
+    LEAD,
+    MOMENT,
+    NO_BEAT,
+    NO_CHORD,
+    PLAYING,
+    TICKS_PER_MINUTE,
+)
+from song_words import pitch_class
+
+# What a section tag asks for, by how the tag begins; anything else is a verse.
+TAGS = {
+    "intro": ("intro", "start"),
+    "verse": ("verse", "verse 1", "verse 2", "pre-chorus"),
+    "chorus": ("chorus", "drop", "hook", "refrain", "solo", "guitar solo"),
+    "break": ("break", "bridge", "build", "interlude"),
+    "outro": ("outro", "end", "coda"),
+}
+# Forms for pieces without tags, by the fewest bars that they take.
+FORMS = {
+    1: ("verse", "verse chorus", "intro chorus"),
+    6: ("verse chorus", "intro verse chorus", "verse chorus outro", "verse break chorus"),
+    9: ("intro verse chorus outro", "verse chorus verse chorus", "verse chorus break chorus"),
+    16: ("intro verse chorus break chorus outro", "intro verse chorus verse chorus outro"),
+    36: (
+        "intro verse chorus verse chorus break chorus outro",
+        "intro verse verse chorus verse chorus break chorus outro",
+    ),
+    64: (
+        "intro verse chorus verse chorus break verse chorus outro",
+        "intro verse verse chorus verse chorus break chorus chorus outro",
+        "intro verse chorus break verse chorus break chorus outro",
+    ),
+}
+# Who may play in a section, from few to all: drums, bass, chords, lead.
+WHO = {
+    "intro": ("c", "dc", "bc", "cl", "dbc"),
+    "verse": ("dbc", "dbcl", "dbcl", "dbcl"),
+    "chorus": ("dbcl",),
+    "break": ("c", "bc", "cl", "bcl"),
+    "outro": ("c", "bc", "dbc", "bcl"),
+}
+ENDING_SECONDS = 0.6
+"""How long before the end of a piece its last sound begins, at the latest."""
+
+LOOP_BARS = 4
+"""A section repeats its first bars, up to its last one; chords change with the bars."""
+
+EVERYBODY = BASS | CHORDS | LEAD
+ROLES = {"b": BASS, "c": CHORDS, "l": LEAD}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the form: its name in TAGS, its first bar and the bar after its last, counted from 0."""
+
+    name: str
+    first: int
+    end: int
+
+
+def sections(lyrics: str) -> list[str]:
+    """Return the sections that the tags of `lyrics` ask for, in order; [Instrumental] asks for none."""
+    tags = [tag.strip() for tag in re.findall(r"\[([^\]]+)\]", lyrics.lower())]
+    return [
+        next((name for name, starts in TAGS.items() if tag.startswith(starts)), "verse")
+        for tag in tags
+        if not tag.startswith("inst")
+    ]
+
+
+def forms_for(bars: int) -> tuple[str, ...]:
+    """Return the forms, as names of sections, that suit a piece of so many bars."""
+    return FORMS[max(fewest for fewest in FORMS if fewest <= bars)]
+
+
+def bars_in(seconds: float, bpm: int, beats: int) -> int:
+    """Return the bars of a piece; a last one too short for a beat and its decay is left to the bar before."""
+    shortest = max(60 / bpm, ENDING_SECONDS)
+    return max(1, math.ceil((seconds - shortest) * bpm / 60 / beats - 1e-9))
+
+
+def spread(names: Sequence[str], bars: int) -> list[Section]:
+    """Spread `bars` over sections by weight, in twos or fours if there are enough; some get none."""
+    grain = 1
+    if bars >= 7 * len(names):
+        grain = 4
+    elif bars >= 3 * len(names):
+        grain = 2
+    weights = np.cumsum([2 if name in ("verse", "chorus") else 1 for name in names])
+    shares = np.round(weights / weights[-1] * bars / grain) * grain
+    ends = np.minimum(shares, bars).astype(int).tolist()
+    ends[-1] = bars
+    starts = [0, *ends[:-1]]
+    return [
+        Section(name, first, end)
+        for name, first, end in zip(names, starts, ends, strict=True)
+        if end > first
+    ]
+
+
+class Form:
+    """The form of one song, for its codes [N], five a second, out of the `known` ones [M], which are sorted.
+
+    `key` reads "F# minor", `time_signature` is one of ACE-Step's; codes count bars of three or four beats, to which 2/4
+    and 6/8 fold. Without tags in `lyrics`, the form is drawn from `seed`, as is who plays in each section.
+    """
+
+    def __init__(
+        self,
+        known: np.ndarray,
+        *,
+        bpm: int,
+        time_signature: str,
+        key: str,
+        lyrics: str,
+        seconds: float,
+        seed: int,
+    ):
+        self._known = known
+        self._digits = planner_codes.digits_in(known)
+        self.count = math.ceil(CODES_PER_SECOND * seconds)
+        self.beats = 3 if time_signature in ("3", "6") else 4
+        self.bars = bars_in(seconds, bpm, self.beats)
+        chance = random.Random(seed)
+        names = sections(as_read(lyrics)) or chance.choice(forms_for(self.bars)).split()
+        self.sections = spread(names, self.bars)
+        self._who = {name: chance.choice(who) for name, who in WHO.items()}
+        note, _, scale = key.partition(" ")
+        tonic = pitch_class(note)
+        self._chords = planner_codes.chords_of(tonic, scale)
+        self._home = planner_codes.chord_number(tonic, scale == "minor")
+        self._find_beats(bpm)
+
+    def _find_beats(self, bpm: int) -> None:
+        """Find the code [beats] and the frame in it that each beat falls into, and each code's bar [N]."""
+        ticks_a_beat = TICKS_PER_MINUTE / bpm
+        ticks = np.round(np.arange(self.bars * self.beats) * ticks_a_beat).astype(np.int64)
+        ticks = ticks[ticks < self.count * CODE_TICKS]
+        self._code_of_beat, places = np.divmod(ticks, CODE_TICKS)
+        self._frame_of_beat = places // FRAME_TICKS
+        beats_before = np.searchsorted(self._code_of_beat, np.arange(self.count), side="right")
+        self._bar_of_code = np.maximum(beats_before - 1, 0) // self.beats
+        last_beats = self._bar_of_code == self.bars - 1
+        self._after_end = last_beats & (np.arange(self.count) > self._code_of_beat[-1])
+
+    # --- what can be drawn ---
+
+    def allowed(self) -> np.ndarray:
+        """Return which of the known codes may stand at each place, [N, M]; always one of them at least."""
+        allowed = self._on_time()
+        for place in range(self.count):
+            for wish in (self._played(place), self._in_key(place)):
+                allowed[place] = _narrowed(allowed[place], wish)
+        return allowed
+
+    def _on_time(self) -> np.ndarray:
+        """Return which codes [N, M] have the beat that falls there, in its frame, or no beat where none does."""
+        digits = self._digits
+        right = np.tile(digits[:, BEAT] == NO_BEAT, (self.count, 1))
+        for number, (code, frame) in enumerate(
+            zip(self._code_of_beat, self._frame_of_beat, strict=True)
+        ):
+            beat = digits[:, BEAT] == BEAT_LEVELS[number % self.beats]
+            # Some codes that scores hardly need are not known: then a frame beside it, if need be.
+            distance = np.where(beat, np.abs(digits[:, MOMENT] - frame), planner_codes.NOTHING + 1)
+            right[code] = distance == distance.min()
+        return right
+
+    def _played(self, place: int) -> np.ndarray:
+        """Return which codes [M] have only those play who play in this section; all of them strike the end."""
+        drums = GRAY[self._digits[:, DRUMS]]
+        roles = GRAY[self._digits[:, PLAYING]]
+        bar = self._bar_of_code[place]
+        if self._after_end[place]:
+            return (drums == 0) & (roles == 0)
+        if bar == self.bars - 1 and self.bars > 1:
+            if place == self._code_of_beat[bar * self.beats]:
+                return (drums == KICK | CYMBALS) & (roles == EVERYBODY)
+            return (drums == 0) & (roles & LEAD == 0)
+        who = self._who[self._section_of(bar).name]
+        playing = sum(ROLES[role] for role in who if role in ROLES)
+        heard = roles & ~playing == 0
+        if "d" not in who:
+            heard &= drums == 0
+        if place in self._code_of_beat[:: self.beats]:
+            # With the bar begins whoever accompanies.
+            heard &= roles & (playing & ~LEAD) == playing & ~LEAD
+            if "d" in who:
+                heard &= drums & KICK > 0
+        return heard
+
+    def _in_key(self, place: int) -> np.ndarray:
+        """Return which codes [M] have a chord of the key, or none; a piece begins and ends at home."""
+        chords = planner_codes.chord_in(self._digits)
+        bar = self._bar_of_code[place]
+        allowed = {self._home} if bar in (0, self.bars - 1) else self._chords
+        return np.isin(chords, [*allowed, NO_CHORD])
+
+    def _section_of(self, bar: int) -> Section:
+        return next(section for section in self.sections if bar < section.end)
+
+    # --- what comes back ---
+
+    def arranged(self, drawn: np.ndarray) -> np.ndarray:
+        """Return `drawn` codes, numbers [N] of known ones, as an arrangement.
+
+        A chord lasts a bar. A section repeats its first bars, and a section that was there before is what it was then.
+        Beats keep their own time; drums, notes and chords are those of the same place of the bar. The last bar of a
+        section that is new, and the piece's, stay as they were drawn.
+        """
+        digits = self._digits[drawn]
+        self._hold_chords(digits)
+        first_of: dict[str, Section] = {}
+        for section in self.sections:
+            model = first_of.setdefault(section.name, section)
+            is_new = model is section
+            length = model.end - model.first
+            if is_new:
+                length = min(length, LOOP_BARS)
+            end = min(section.end - is_new, self.bars - 1)
+            for bar in range(section.first + length * is_new, end):
+                self._copy_bar(digits, bar, model.first + (bar - section.first) % length)
+        wanted = planner_codes.codes_of(digits)
+        changed = np.array(drawn)
+        places = np.flatnonzero(wanted != self._known[drawn])
+        if len(places):
+            found = planner_codes.likest(wanted[places], self._known)
+            changed[places] = np.searchsorted(self._known, found)
+        return changed
+
+    def _hold_chords(self, digits: np.ndarray) -> None:
+        """Give each bar of `digits` [N, 6] the chord that most of its codes have."""
+        for bar in range(self.bars):
+            here = np.flatnonzero(self._bar_of_code == bar)
+            chords = planner_codes.chord_in(digits[here])
+            sounding = here[chords != NO_CHORD]
+            if len(sounding):
+                most = np.bincount(chords[chords != NO_CHORD]).argmax()
+                digits[sounding, CHORD:] = planner_codes.CHORD_CELLS[most]
+
+    def _copy_bar(self, digits: np.ndarray, bar: int, source: int) -> None:
+        """Let `bar` of `digits` [N, 6] be what `source` is, beat by beat, but in its own time."""
+        for beat in range(self.beats):
+            here = bar * self.beats + beat
+            there = source * self.beats + beat
+            for step in range(min(self._codes_after(here), self._codes_after(there))):
+                place = self._code_of_beat[here] + step
+                own = digits[place].copy()
+                digits[place] = digits[self._code_of_beat[there] + step]
+                digits[place, BEAT] = own[BEAT]
+                if own[BEAT] != NO_BEAT:
+                    digits[place, MOMENT] = own[MOMENT]
+
+    def _codes_after(self, beat: int) -> int:
+        """Return how many codes there are from a beat to the next one."""
+        if beat >= len(self._code_of_beat):
+            return 0
+        if beat + 1 == len(self._code_of_beat):
+            return self.count - int(self._code_of_beat[beat])
+        return int(self._code_of_beat[beat + 1] - self._code_of_beat[beat])
+
+
+def _narrowed(mask: np.ndarray, wish: np.ndarray) -> np.ndarray:
+    """Return `mask` without what `wish` leaves out, unless that would leave nothing."""
+    both = mask & wish
+    return both if both.any() else mask

@@ -1,0 +1,168 @@
+"""The built-in planner's form: beats on time, chords of the key, who plays, what comes back, and how a piece ends."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import planner_codes
+from limits import KEYS
+from planner_codes import (
+    BEAT,
+    BEAT_LEVELS,
+    CODE_TICKS,
+    CYMBALS,
+    DRUMS,
+    FRAME_TICKS,
+    GRAY,
+    KICK,
+    LEVEL_OF_BITS,
+    LEVELS,
+    MOMENT,
+    NO_BEAT,
+    NO_CHORD,
+    NOTHING,
+    PLAYING,
+)
+from planner_form import EVERYBODY, Form, sections, spread
+
+# Every beat, frame, chord and role; no drums, or kick and cymbals.
+EVERY = np.arange(int(np.prod(LEVELS)))
+STRUCK = np.isin(planner_codes.digits_in(EVERY)[:, DRUMS], LEVEL_OF_BITS[[0, KICK | CYMBALS]])
+KNOWN = EVERY[STRUCK & (planner_codes.digits_in(EVERY)[:, MOMENT] <= NOTHING)]
+TAGS = "[Intro]\n\n[Verse]\nla\n\n[Chorus]\nla\n\n[Verse]\nla\n\n[Chorus]\nla\n\n[Outro]"
+
+
+def form_of(known: np.ndarray = KNOWN, **changed) -> Form:
+    values = {
+        "bpm": 100,
+        "time_signature": "4",
+        "key": "F# minor",
+        "lyrics": TAGS,
+        "seconds": 60.0,
+        "seed": 1,
+    }
+    return Form(known, **{**values, **changed})
+
+
+def drawn(form: Form, known: np.ndarray = KNOWN, seed: int = 0) -> np.ndarray:
+    """Return numbers [N] of codes that the form allows, drawn at random."""
+    chance = np.random.default_rng(seed)
+    return np.array([chance.choice(np.flatnonzero(row)) for row in form.allowed()])
+
+
+@pytest.mark.parametrize(("bpm", "beats"), [(60, 4), (97, 3), (133, 4), (180, 3)])
+def test_beats_fall_where_the_tempo_has_them_whatever_is_drawn(bpm: int, beats: int):
+    form = form_of(bpm=bpm, time_signature=str(beats), seconds=30.0)
+    digits = planner_codes.digits_in(KNOWN[drawn(form)])
+    codes = np.flatnonzero(digits[:, BEAT] != NO_BEAT)
+    ticks = codes * CODE_TICKS + digits[codes, MOMENT] * FRAME_TICKS
+    wanted = np.round(np.arange(form.bars * beats) * 6000 / bpm)
+    wanted = wanted[wanted < len(digits) * CODE_TICKS]
+    # A frame begins up to three ticks before the beat that falls into it.
+    assert len(ticks) == len(wanted) and np.all(
+        (wanted - ticks >= 0) & (wanted - ticks < FRAME_TICKS)
+    )
+    counted = [BEAT_LEVELS.tolist().index(level) for level in digits[codes, BEAT]]
+    assert counted == [number % beats for number in range(len(codes))]
+
+
+@pytest.mark.parametrize("key", KEYS[::5])
+def test_chords_are_those_of_the_key_and_a_piece_begins_and_ends_at_home(key: str):
+    form = form_of(key=key, seconds=20.0)
+    digits = planner_codes.digits_in(KNOWN[drawn(form)])
+    chords = planner_codes.chord_in(digits)
+    named = set(chords.tolist()) - {NO_CHORD}
+    assert 1 < len(named) <= 7
+    bars = np.maximum(np.cumsum(digits[:, BEAT] != NO_BEAT) - 1, 0) // 4
+    for bar in (0, form.bars - 1):
+        assert len(set(chords[bars == bar].tolist()) - {NO_CHORD}) == 1
+
+
+def test_who_does_not_play_in_a_section_is_not_heard_there_and_everybody_strikes_the_end():
+    """An intro is without drums in most seeds, a chorus in none."""
+    without_drums = 0
+    for seed in range(8):
+        form = form_of(seed=seed)
+        digits = planner_codes.digits_in(KNOWN[drawn(form)])
+        beats = np.flatnonzero(digits[:, BEAT] != NO_BEAT)
+        intro = next(section for section in form.sections if section.name == "intro")
+        chorus = next(section for section in form.sections if section.name == "chorus")
+        drums = GRAY[digits[:, DRUMS]] > 0
+        without_drums += not drums[: beats[4 * intro.end]].any()
+        assert drums[beats[4 * chorus.first] : beats[4 * chorus.end]].any()
+        end = beats[4 * (form.bars - 1)]
+        assert GRAY[digits[end, PLAYING]] == EVERYBODY and drums[end] and not drums[end + 1 :].any()
+    assert without_drums > 0
+
+
+def test_a_section_repeats_its_first_bars_and_comes_back_in_time_with_its_own_beats():
+    form = form_of(bpm=104)
+    before = drawn(form)
+    own = planner_codes.digits_in(KNOWN[before])
+    digits = planner_codes.digits_in(KNOWN[form.arranged(before)])
+    beats = np.flatnonzero(digits[:, BEAT] != NO_BEAT)
+
+    def bar(number: int, of: np.ndarray = digits) -> np.ndarray:
+        """Return what is played on the beats of a bar, [4, digits], but for when."""
+        return np.delete(of[beats[4 * number : 4 * number + 4]], MOMENT, axis=1)
+
+    verse, chorus = form.sections[1], form.sections[2]
+    assert verse.end - verse.first == 6
+    assert np.array_equal(bar(verse.first + 4), bar(verse.first))
+    assert not np.array_equal(bar(verse.first + 1), bar(verse.first))
+    # The last bar may lead on: drums and notes are those that were drawn.
+    last = verse.end - 1
+    assert np.array_equal(bar(last)[:, :2], bar(last, own)[:, :2])
+    for section, model in ((form.sections[3], verse), (form.sections[4], chorus)):
+        for number in range(section.end - section.first):
+            source = model.first + number % (model.end - model.first)
+            assert np.array_equal(bar(section.first + number), bar(source))
+    assert not np.array_equal(bar(verse.first), bar(chorus.first))
+    # Beats stay where they were, and the end is the end.
+    assert np.array_equal(digits[:, BEAT], own[:, BEAT])
+    assert np.array_equal(digits[beats, MOMENT], own[beats, MOMENT])
+    assert np.array_equal(bar(form.bars - 1)[:, :2], bar(form.bars - 1, own)[:, :2])
+
+
+def test_a_chord_lasts_a_bar():
+    form = form_of(seconds=30.0)
+    digits = planner_codes.digits_in(KNOWN[form.arranged(drawn(form))])
+    chords = planner_codes.chord_in(digits)
+    bars = np.maximum(np.cumsum(digits[:, BEAT] != NO_BEAT) - 1, 0) // 4
+    each = [set(chords[bars == bar].tolist()) - {NO_CHORD} for bar in range(form.bars)]
+    assert all(len(names) == 1 for names in each) and len(set.union(*each)) > 2
+
+
+def test_a_planner_that_knows_few_codes_always_has_one_to_draw():
+    """Even one that knows no beats at all, no drums, or no chord of the key."""
+    digits = planner_codes.digits_in(KNOWN)
+    chance = np.random.default_rng(4)
+    for few in (
+        KNOWN[digits[:, BEAT] == NO_BEAT][:50],
+        KNOWN[digits[:, DRUMS] == 0][::900],
+        np.sort(chance.choice(KNOWN, 300, replace=False)),
+    ):
+        form = form_of(few)
+        assert form.allowed().any(axis=1).all()
+        assert set(form.arranged(drawn(form, few)).tolist()) <= set(range(len(few)))
+
+
+def test_tags_are_read_however_they_are_written_and_without_them_there_is_a_form():
+    assert sections("[Verse 1]\nla\n[Chorus - loud]\n[Instrumental]") == ["verse", "chorus"]
+    german = form_of(lyrics="[Strophe]\nla\n\n[Refrain]\nla")
+    assert [section.name for section in german.sections] == ["verse", "chorus"]
+    for seed, seconds in itertools.product(range(4), (10.0, 45.0, 180.0)):
+        form = form_of(lyrics="[Instrumental]", seed=seed, seconds=seconds)
+        assert form.sections[0].first == 0 and form.sections[-1].end == form.bars
+        joins = itertools.pairwise(form.sections)
+        assert all(one.end == other.first for one, other in joins)
+
+
+@pytest.mark.parametrize("bars", [1, 2, 7, 40])
+def test_bars_are_spread_over_all_sections_that_there_is_room_for(bars: int):
+    found = spread(["intro", "verse", "chorus", "outro"], bars)
+    assert sum(section.end - section.first for section in found) == bars
+    assert len(found) == 4 if bars >= 7 else found
