@@ -53,6 +53,15 @@ EARLY_SECONDS = 30
 STRETCH_SECONDS = 15
 """Songs in which tempo and key are judged stretch by stretch, those of the first seconds apart."""
 
+FIRST_FORM_SEED = 8_000
+FORM_SECONDS = 120.0
+FORM_LYRICS = "[Intro]\n\n[Verse]\n\n[Chorus]\n\n[Verse]\n\n[Chorus]\n\n[Outro]"
+"""Songs with sections, which are judged by where one begins, by how a chorus comes back, and by how the piece ends."""
+BOUNDARY_SECONDS = 2.0
+ENDED_SECONDS = 0.1
+ENDED_SHARE = 0.1
+"""A song has ended if its last tenth of a second has less than this share of its root mean square."""
+
 CLIPPED_SHARE = 1e-3
 GAP_SECONDS = 2.0
 GATE = (
@@ -525,6 +534,69 @@ def measure_long(engine: Engine, count: int) -> tuple[list[Line], list]:
     return lines, rows
 
 
+def measure_form(
+    engine: Engine, count: int, planned_by: planner.Planner
+) -> tuple[list[Line], list]:
+    """Make planned songs of `FORM_SECONDS` with section tags and judge their form; the ruler is the band's rendering.
+
+    Returns the lines and, song by song, what was found.
+    """
+    styles = list(STYLES)
+    rows = []
+    for number in range(count):
+        score = compose(
+            FIRST_FORM_SEED + number,
+            style=styles[number % len(styles)],
+            seconds=FORM_SECONDS,
+            lyrics=FORM_LYRICS,
+        )
+        song = engine.make("generate", score, planned_by=planned_by, duration=score.seconds)
+        found = {"engine": form_heard(song, score), "ruler": form_heard(render(score).mix, score)}
+        rows.append({"seed": score.seed, "asked_style": score.style, **found})
+
+    def line(name: str, what: str, wanted: float) -> Line:
+        shares = [np.mean([row[who][what] for row in rows]) for who in ("engine", "ruler")]
+        return Line(f"form, {name}", float(shares[0]), at_least=wanted, ruler=float(shares[1]))
+
+    lines = [
+        line("sections begin", "begin", 0.8),
+        line("chorus comes back", "returns", 0.9),
+        line("ends", "ends", 1.0),
+    ]
+    return lines, rows
+
+
+def form_heard(samples: np.ndarray | None, score: Score) -> dict[str, float]:
+    """Return how much of a score's form is heard in samples [2, n]; in no song nothing is.
+
+    `begin` is the share of its sections that begin within `BOUNDARY_SECONDS` of where one is heard to, `returns`
+    whether the second chorus is nearer to the first than to any verse, `ends` whether it ends by itself.
+    """
+    if samples is None:
+        return {"begin": 0.0, "returns": 0.0, "ends": 0.0}
+    bar_seconds = 60 * score.beats / score.bpm
+    bars = round(score.form[-1].start / bar_seconds) + 1
+    heard = listening.bars_heard(
+        samples, bar_seconds, max(bars, round(score.seconds / bar_seconds))
+    )
+    wanted = [part.start for part in score.form[1:]]
+    begun = np.array(listening.sections_begin(heard, len(wanted))) * bar_seconds
+    near = [bool((np.abs(begun - start) <= BOUNDARY_SECONDS).any()) for start in wanted]
+    means: dict[str, list[np.ndarray]] = {}
+    for part in score.form:
+        bars_of = slice(round(part.start / bar_seconds), round(part.end / bar_seconds))
+        means.setdefault(part.name, []).append(heard[bars_of].mean(axis=0))
+    first, second = means["chorus"]
+    to_verses = min(float(np.linalg.norm(second - verse)) for verse in means["verse"])
+    loud = float(np.sqrt(np.square(samples).mean()))
+    last = samples[:, -round(ENDED_SECONDS * SAMPLE_RATE) :]
+    return {
+        "begin": float(np.mean(near)),
+        "returns": float(np.linalg.norm(second - first) < to_verses),
+        "ends": float(float(np.sqrt(np.square(last).mean())) < ENDED_SHARE * loud),
+    }
+
+
 def stretches(samples: np.ndarray | None, score: Score) -> list[dict[str, bool]]:
     """Return whether tempo and key are right in each stretch of a song [2, n]; of no song none is."""
     found = []
@@ -546,6 +618,7 @@ def evaluate(
     pieces: int,
     seconds: float,
     long: int,
+    form: int,
     planned_by: planner.Planner | None = None,
 ) -> tuple[list[Line], dict]:
     """Run every measurement; returns the lines and what was heard song by song.
@@ -562,7 +635,8 @@ def evaluate(
     lines += [*more, *longer]
     if planned_by is not None:
         planned, details["planned"] = measure_planned(engine, scores, planned_by)
-        lines += planned
+        formed, details["form"] = measure_form(engine, form, planned_by)
+        lines += [*planned, *formed]
     return lines, details
 
 
@@ -603,6 +677,9 @@ def main() -> None:
     parser.add_argument(
         "--planner", type=Path, help="measure planned songs too: the folder of the planner"
     )
+    parser.add_argument(
+        "--form", type=int, default=24, help=f"planned songs of {FORM_SECONDS:g} s with sections"
+    )
     parser.add_argument("--quality", default="standard")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
@@ -618,9 +695,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.checkpoint or BUILT_IN[MODEL_VARIABLE]
     given = arguments
-    sizes = (given.prompts, given.edits, given.pieces, given.seconds, given.long)
+    sizes = (given.prompts, given.edits, given.pieces, given.seconds, given.long, given.form)
     if arguments.smoke:
-        sizes = (2, 1, 16, 10.0, 1)
+        sizes = (2, 1, 16, 10.0, 1, 1)
     engine = Engine(folder, arguments.quality, 2 if arguments.smoke else None)
     planned_by = None
     if arguments.planner:

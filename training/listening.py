@@ -122,6 +122,72 @@ def _parse_key(key: str) -> tuple[int, str]:
     return (natural + note.count("#") - note.count("b")) % len(NOTES), scale
 
 
+# --- form ---------------------------------------------------------------------------------------------------------
+
+KERNEL_BARS = 4
+"""How many bars on each side are compared to find out whether a section begins."""
+PARTS_OF_A_BAR = 8
+
+
+def bars_heard(samples: np.ndarray, bar_seconds: float, bars: int) -> np.ndarray:
+    """Return what is heard in each bar, [bars, features]: timbre, pitches, and where in it something begins.
+
+    Each feature has mean 0 and spread 1 over the piece, and each of the three kinds counts alike.
+    """
+    import librosa
+
+    mono = _mono(samples)
+    hop = HOP * 2
+    mels = librosa.feature.melspectrogram(y=mono, sr=LISTENING_RATE, n_mels=32, hop_length=hop)
+    kinds = (
+        librosa.power_to_db(mels, ref=np.max, top_db=60),
+        librosa.feature.chroma_stft(y=mono, sr=LISTENING_RATE, hop_length=hop),
+    )
+    at = np.arange(bars * PARTS_OF_A_BAR + 1) * bar_seconds / PARTS_OF_A_BAR
+    begun = np.add.reduceat(
+        np.append(pulse(samples), 0.0), _frames(at[:-1], HOP, len(pulse(samples)))
+    ).reshape(bars, PARTS_OF_A_BAR)
+    found = [_standard(begun)]
+    starts = _frames(at[:-1:PARTS_OF_A_BAR], hop, kinds[0].shape[1])
+    for kind in kinds:
+        sums = np.add.reduceat(kind, starts, axis=1)
+        lengths = np.diff(np.append(starts, kind.shape[1]))
+        found.append(_standard((sums / np.maximum(lengths, 1)).T))
+    return np.concatenate([each / np.sqrt(each.shape[1]) for each in found], axis=1)
+
+
+def _frames(seconds: np.ndarray, hop: int, count: int) -> np.ndarray:
+    return np.minimum(np.round(seconds * LISTENING_RATE / hop).astype(int), count - 1)
+
+
+def _standard(features: np.ndarray) -> np.ndarray:
+    return (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+
+
+def sections_begin(heard: np.ndarray, count: int) -> list[int]:
+    """Return the `count` bars where sections most likely begin: those before are alike, and those from there on.
+
+    Foote 2000, "Automatic audio segmentation using a measure of audio novelty": a checkerboard with soft edges along
+    the diagonal of the matrix of similarities. Two sections begin two bars apart at least.
+    """
+    lengths = np.linalg.norm(heard, axis=1) + 1e-9
+    alike = heard @ heard.T / np.outer(lengths, lengths)
+    sides = np.arange(-KERNEL_BARS, KERNEL_BARS) + 0.5
+    soft = np.exp(-0.5 * (sides / (KERNEL_BARS / 2)) ** 2) * np.sign(sides)
+    kernel = np.outer(soft, soft)
+    padded = np.pad(alike, KERNEL_BARS)
+    size = 2 * KERNEL_BARS
+    news = [
+        float((padded[bar : bar + size, bar : bar + size] * kernel).sum())
+        for bar in range(len(heard))
+    ]
+    found: list[int] = []
+    for bar in np.argsort(news)[::-1].tolist():
+        if bar > 0 and len(found) < count and all(abs(bar - other) > 1 for other in found):
+            found.append(bar)
+    return sorted(found)
+
+
 # --- style --------------------------------------------------------------------------------------------------------
 
 
