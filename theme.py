@@ -488,6 +488,8 @@ def banner(status: Status) -> str:
         title = tooltips.BUILT_IN_TITLE
         short = f"<span class=short>{escape(tooltips.BUILT_IN_SHORT)}</span>"
         texts.append(tooltips.BUILT_IN_TEXT)
+    if status.planner.is_built_in:
+        texts.append(tooltips.BUILT_IN_PLANNER)
     if status.songwriter.is_built_in:
         texts.append(tooltips.BUILT_IN_SONGWRITER)
     if status.problem:

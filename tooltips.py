@@ -841,6 +841,10 @@ DID_NOT_SING = (
 BUILT_IN_TEXT = "a small model that plays simple instrumental music. For real songs with voices, get the real model."
 BUILT_IN = "built in"
 SMALL_SONGWRITER = "Built-in songwriter: English only, with form and rhyme, good for a first draft."
+BUILT_IN_PLANNER = (
+    "The built-in planner lays out tempo, chords and sections and puts ideas into words. It knows twelve styles, "
+    "takes others for one of them, and writes section tags but no lyrics."
+)
 BUILT_IN_SONGWRITER = (
     "The built-in songwriter keeps to the form: sections, singable lines, rhymes, a chorus that returns. "
     "It writes only English, and its lines do not always make sense: treat them as a first draft."

@@ -8,10 +8,12 @@ from typing import Any
 import gradio as gr
 import pytest
 
+import theme
+import tooltips
 from events import StudioError
 from model_weights import task_support
 from page_header import Header
-from status import SongModelStatus
+from status import LanguageModelStatus, SongModelStatus, SongwriterStatus
 from tests.unit.forms import STATUS, Studio
 
 
@@ -79,3 +81,16 @@ def test_a_download_that_failed_stays_offered_beside_its_reason(header, shop):
     del shop.missing["turbo"]
     done = header.show_ended(shop.status(), "turbo")
     assert done[header.wanted] == "" and not done[header.banner]["visible"]
+
+
+def test_the_banner_says_what_each_of_the_small_models_can_and_cannot_do():
+    small = {"model": "preview", "source": "preview"}
+    status = replace(
+        STATUS,
+        planner=LanguageModelStatus("ready", **small),
+        songwriter=SongwriterStatus("ready", **small, engine="small"),
+    )
+    assert status.planner.is_built_in and status.songwriter.is_built_in
+    for text in (tooltips.BUILT_IN_PLANNER, tooltips.BUILT_IN_SONGWRITER):
+        assert text in theme.banner(status)
+        assert text not in theme.banner(STATUS)
