@@ -61,6 +61,7 @@ from model_weights import (
 )
 from params import (
     CHOOSE_TRACK,
+    OF_SONGWRITER,
     AlignRequest,
     CoverRequest,
     DescribeRequest,
@@ -411,7 +412,7 @@ class Backend:
             )
         if isinstance(request, AlignRequest):
             return
-        slot = loaded.lyrics if request.mode == "lyrics" else loaded.planner
+        slot = loaded.lyrics if request.mode in OF_SONGWRITER else loaded.planner
         if is_song and (slot.problem or not writers.wants_plan(request)):
             return
         if slot.weights.source == "hub":

@@ -19,7 +19,7 @@ import numpy as np
 from limits import CODES_PER_SECOND, LIMITS, QUALITY_STEPS
 from model_weights import Weights, transformer_config, vae_config
 from models import Device, planner_dtype
-from params import Settings
+from params import OF_SONGWRITER, Settings
 
 # --- seconds --------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ def work_of(
     options = getattr(request, "options", None)
     if not hasattr(request, "takes"):
         # Lyrics have a limit of their own; ideas and descriptions do not.
-        tokens = getattr(options, "max_tokens", int(CONSTANTS["sketch_tokens"]))
+        tokens = getattr(request, "most_tokens", int(CONSTANTS["sketch_tokens"]))
         return Work(request.mode, source=source, tokens=tokens)
     assert settings is not None, request.mode
     return Work(
@@ -131,7 +131,7 @@ def seconds_by_stage(work: Work) -> dict[str, float]:
     """Return the seconds that each stage on the card should take."""
     seconds = {}
     tokens = work.tokens / CONSTANTS["plan_tokens_per_second"]
-    if work.mode == "lyrics":
+    if work.mode in OF_SONGWRITER:
         tokens = work.tokens / CONSTANTS["songwriter_tokens_per_second"]
     seconds["writing"] = tokens
     if work.planner:

@@ -83,6 +83,9 @@ REPAINT_MODES = {
 }
 # what a cover takes from its source
 DETAILS = {"codes": "Melody and rhythm", "sound": "The sound itself"}
+# what a songwriter does with lines of lyrics
+REWRITES = {"rewrite": "Rewrite", "rhyme": "Rhyme", "shorter": "Shorter"}
+MOST_REWRITTEN = 16  # lines at a time
 # what the score of a take is put together from
 SCORE_PARTS = {
     "lyrics": "Lyrics can be followed",
@@ -428,6 +431,16 @@ def _region(place: int, pair: object) -> tuple[float, float]:
         least = f"at least {LEAST_REGION_SECONDS:g} seconds after its start ({start:g})"
         raise field_error(f"The end of region {place} must be {least}, not {end:g}.")
     return start, end
+
+
+def parse_lines(value: object) -> tuple[int, int]:
+    """Return the numbers of the first and the last line of a passage, from a list of both."""
+    match value:
+        case [int() as first, int() as last]:
+            return first, last
+    raise field_error(
+        f"Lines must be the numbers of the first and the last line, such as [3, 4], not {shown(value)}."
+    )
 
 
 def track_names(value: object) -> tuple[str, ...]:

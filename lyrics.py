@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import re
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -25,9 +26,12 @@ import models
 from beat import BEAT_SECONDS
 from events import Draft, StudioError, first_line, is_out_of_memory
 from limits import LANGUAGES, STRUCTURES
-from lyrics_tidy import tidy_draft, tidy_lyrics
+from lyrics_letters import syllables
+from lyrics_passage import Passage, is_sung, shorter
+from lyrics_tags import TAG
+from lyrics_tidy import BULLET, tidy_draft, tidy_lyrics
 from model_weights import LYRICS_VARIABLE, Weights, bytes_in, read_json
-from params import LyricsRequest
+from params import LyricsRequest, RewriteRequest
 from planner_decoding import Draw, as_plain_text, chances, encode_marked
 
 if TYPE_CHECKING:
@@ -40,6 +44,10 @@ WIDENED = "The songwriter's numbers are too large for float16, so it writes in f
 PROMPT_CHUNK = 256  # tokens of the prompt read at once; the run can be cancelled between chunks
 # A token reads all weights once. Below this pace it is faster to widen them for it.
 SLOW_PACE = 0.15
+SHORTER_BRIEF = "Shorten the brief or lower Max length."
+SHORTER_LYRICS = "Select fewer lines, or shorten the lyrics."
+# What chat models put before the lines of a list: "1. " or "2) ".
+_NUMBERED = re.compile(r"\s*\d{1,2}[.)]\s+")
 
 
 class Songwriter:
@@ -56,21 +64,59 @@ class Songwriter:
         The same `seed`, from 0, gives the same lyrics. Closing the generator stops the model within
         one token. Raises StudioError.
         """
-        options = request.options
         prompt = prompt_ids(self.tokenizer, SYSTEM, user_prompt(request))
-        if self.model.context - len(prompt) < options.max_tokens:
-            raise StudioError(
-                "too_long",
-                f"{self.weights.model_id} handles up to {self.model.context:,} tokens, but the brief takes "
-                f"{len(prompt):,} and Max length asks for {options.max_tokens:,}.",
-                hint="Shorten the brief or lower Max length.",
-            )
+        self._check_room(len(prompt), request, "the brief takes", SHORTER_BRIEF)
+        text = ""
+        tokens = 0
+        with contextlib.closing(self._texts(prompt, request, seed)) as texts:
+            for text, tokens in texts:
+                yield Draft(tidy_draft(text), tokens)
+        yield Draft(tidy_lyrics(text), tokens, _end(tokens, request))
+
+    def rewrite(self, request: RewriteRequest, seed: int) -> Generator[Draft]:
+        """Write some lines of lyrics again: the drafts have the whole lyrics, with the new lines so far.
+
+        Like `write` otherwise. Raises StudioError, also if there is no line in the end.
+        """
+        prompt = prompt_ids(self.tokenizer, SYSTEM_FOR_LINES, lines_prompt(request))
+        self._check_room(len(prompt), request, "the lyrics take", SHORTER_LYRICS)
+        passage = request.passage
+        text = ""
+        tokens = 0
+        with contextlib.closing(self._texts(prompt, request, seed)) as texts:
+            for text, tokens in texts:
+                yield Draft(passage.with_lines(answered_lines(tidy_draft(text))), tokens)
+        lines = answered_lines(tidy_lyrics(text))
+        if not lines:
+            raise StudioError("no_lines", "The songwriter wrote no line.", hint="Try it again.")
+        yield Draft(passage.with_lines(lines), tokens, _end(tokens, request))
+
+    def _check_room(
+        self, prompt: int, request: LyricsRequest | RewriteRequest, takes: str, hint: str
+    ) -> None:
+        """Raise StudioError unless `prompt` tokens and those to be written fit the model."""
+        most = request.most_tokens
+        if self.model.context - prompt >= most:
+            return
+        raise StudioError(
+            "too_long",
+            f"{self.weights.model_id} handles up to {self.model.context:,} tokens, but {takes} "
+            f"{prompt:,} and {most:,} more are to be written.",
+            hint=hint,
+        )
+
+    def _texts(
+        self, prompt: list[int], request: LyricsRequest | RewriteRequest, seed: int
+    ) -> Generator[tuple[str, int]]:
+        """Yield the answer so far and its number of tokens, at least once per token; at the end all of it."""
+        options = request.options
+        most = request.most_tokens
         draw = Draw(options.temperature, options.top_p)
-        sampler = Sampler(draw, seed, options.max_tokens, len(self.tokenizer))
+        sampler = Sampler(draw, seed, most, len(self.tokenizer))
         ids: list[int] = []
         text = ""
         # Closed at once, not when it is garbage collected: a stored exception would keep it running.
-        with contextlib.closing(self.model.tokens(prompt, sampler, options.max_tokens)) as running:
+        with contextlib.closing(self.model.tokens(prompt, sampler, most)) as running:
             for token in running:
                 if token is not None:
                     ids.append(token)
@@ -78,10 +124,8 @@ class Songwriter:
                     # A replacement character at the end is an incomplete character.
                     if not decoded.endswith("\ufffd"):
                         text = decoded
-                yield Draft(tidy_draft(text), len(ids))
-        reached_limit = len(ids) >= options.max_tokens
-        end: Literal["stop", "length"] = "length" if reached_limit else "stop"
-        yield Draft(tidy_lyrics(self._decode(ids)), len(ids), end)
+                yield text, len(ids)
+        yield self._decode(ids), len(ids)
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(
@@ -143,6 +187,81 @@ def user_prompt(request: LyricsRequest) -> str:
     if structure:
         lines.append(f"Structure: {structure}")
     return "\n".join(lines)
+
+
+SYSTEM_FOR_LINES = (
+    Path(__file__)
+    .with_name("presets")
+    .joinpath("songwriter_lines.txt")
+    .read_text(encoding="utf-8")
+    .strip()
+)
+IN_COUPLETS = "Let the lines rhyme in pairs: the first with the second, the third with the fourth."
+TASKS = {
+    "rewrite": "Say the same in other words. Keep the rhymes.",
+    "rhyme": "Say the same, with lines that rhyme.",
+    "shorter": "Say the same in fewer words. Keep the rhymes.",
+}
+
+
+def lines_prompt(request: RewriteRequest) -> str:
+    """Return the question for new lines: the lyrics, the lines, and what to do with them."""
+    passage = request.passage
+    parts = [f"These are the lyrics of a song.\n\n{request.lyrics}"]
+    if request.brief:
+        parts.append(f"What it is about: {request.brief}")
+    if request.tone:
+        parts.append(f"Tone: {request.tone}")
+    count = len(passage.lines)
+    noun = "line" if count == 1 else f"{count} lines"
+    parts.append(f"Rewrite the following {noun}:\n\n" + "\n".join(passage.lines))
+    task = [TASKS[request.task]]
+    if request.task == "rhyme":
+        task.append(_rhymes_wanted(passage))
+    lengths = _lengths_wanted(passage.lines, request)
+    if lengths:
+        task.append(f"Syllables of each new line, about: {', '.join(map(str, lengths))}.")
+    parts.append(" ".join(task))
+    return "\n\n".join(parts)
+
+
+def _rhymes_wanted(passage: Passage) -> str:
+    """Say what the new lines are to rhyme with: each other, or a single one with its neighbor."""
+    if len(passage.lines) > 1:
+        return IN_COUPLETS
+    neighbor = passage.neighbor
+    if neighbor:
+        return f'The new line is to rhyme with "{neighbor}".'
+    return "The line is to rhyme within itself."
+
+
+def _lengths_wanted(lines: list[str], request: RewriteRequest) -> list[int]:
+    """Return how many syllables the new lines are to have, [] if they cannot be counted."""
+    lengths = []
+    for line in lines:
+        count = syllables(TAG.sub(" ", line), request.language)
+        if count is None:
+            return []
+        if request.task == "shorter":
+            count = shorter(count)
+        lengths.append(count)
+    return lengths
+
+
+def answered_lines(text: str) -> list[str]:
+    """Return the lines of an answer, without tags, blank lines, numbers and bullets."""
+    found = []
+    for line in text.split("\n"):
+        words = _NUMBERED.sub("", BULLET.sub("", line, count=1), count=1).strip()
+        if is_sung(words):
+            found.append(words)
+    return found
+
+
+def _end(tokens: int, request: LyricsRequest | RewriteRequest) -> Literal["stop", "length"]:
+    if tokens >= request.most_tokens:
+        return "length"
+    return "stop"
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> list[int]:

@@ -6,6 +6,8 @@ was trained: that word is drawn from the model's own choice among words that rhy
 of a line are written at once, and the best is kept: fluent, of a singable length, about the brief,
 and new. Sections that return repeat their words.
 
+Single lines can be written again, after the lines before them and with the rhymes around them.
+
 English only. `lyrics.py` has the larger songwriter, with the same interface.
 """
 
@@ -39,12 +41,16 @@ from lyrics_form import (
     parse_structure,
     pronunciations,
     rhyme_sound,
+    rhymes,
     stem,
     words_of,
 )
 from lyrics_layers import BranchingLayers
+from lyrics_letters import written_language
+from lyrics_passage import is_sung, shorter
+from lyrics_tags import heading_of
 from model_weights import Weights
-from params import LyricsRequest
+from params import LyricsRequest, RewriteRequest
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +84,7 @@ UNFINISHED = (
 )
 NO_ENDS = frozenset(UNFINISHED.split())
 USUAL_SYLLABLES = 8  # of a section's first line
+LINES_READ = 32  # of those before a passage that is rewritten
 LEARNT_RUN = 6  # words in a row that only a line of the training's lyrics would have
 LEAST_LEARNT = 4  # words of a whole line: shorter ones are anyone's
 
@@ -174,14 +181,24 @@ class SmallSongwriter(Songwriter):
         return in_bytes(self.model.language_model)
 
     def write(self, request: LyricsRequest, seed: int) -> Generator[Draft]:
-        if request.language not in ("en", "unknown"):
-            raise StudioError(
-                "unsupported",
-                f"The built-in songwriter writes English only, not {LANGUAGES[request.language]}.",
-                "language",
-                "Choose English, or install the large songwriter.",
-            )
+        _check_english(request.language)
         yield from Session(self, request, seed).run()
+
+    def rewrite(self, request: RewriteRequest, seed: int) -> Generator[Draft]:
+        _check_english(request.language)
+        _check_english(written_language(request.lyrics))
+        yield from Rewriting(self, request, seed).run()
+
+
+def _check_english(language: str) -> None:
+    if language in ("en", "unknown"):
+        return
+    raise StudioError(
+        "unsupported",
+        f"The built-in songwriter writes English only, not {LANGUAGES[language]}.",
+        "language",
+        "Choose English, or install the large songwriter.",
+    )
 
 
 def load_songwriter(weights: Weights) -> SmallSongwriter:
@@ -200,22 +217,134 @@ def load_songwriter(weights: Weights) -> SmallSongwriter:
     return SmallSongwriter(large.weights, large.tokenizer, large.model)
 
 
-class Session:
+@dataclass(frozen=True)
+class LineForm:
+    """The form of a line: the word that it rhymes with, "" for none, and its syllables."""
+
+    rhyme: str = ""
+    usual: int = USUAL_SYLLABLES
+    most: int = MOST_SYLLABLES
+    # From so many syllables on, the word that ends the line is likelier to come.
+    end_from: int = 4
+
+    @property
+    def fewest(self) -> int:
+        return min(FEWEST_SYLLABLES, self.most)
+
+
+class Lines:
     """One request: the model's cache, the random numbers, and the lyrics so far."""
 
-    def __init__(self, songwriter: SmallSongwriter, request: LyricsRequest, seed: int):
+    def __init__(
+        self, songwriter: SmallSongwriter, request: LyricsRequest | RewriteRequest, seed: int
+    ):
         import torch
 
         self.songwriter = songwriter
-        self.request = request
+        self.options = request.options
+        self.known_words = request.brief.lower()  # even if the dictionary lacks them
         self.words = songwriter.words
         self.model = songwriter.model
         self.random = torch.Generator().manual_seed(seed)
         self.layers = BranchingLayers(songwriter.model.language_model, songwriter.in_bytes)
         # The scores [vocabulary] of the token after everything read so far.
         self.scores: torch.Tensor | None = None
-        subjects = content_words(request.brief)
-        self.song = WrittenLyrics(subjects=subjects, subject_count=len(subjects))
+        self.song = WrittenLyrics()
+
+    def _draft(self) -> Draft:
+        return Draft(self.song.text.strip(), self.song.tokens)
+
+    # --- lines ------------------------------------------------------------------------------------
+
+    def _line(self, form: LineForm, section: list[str]) -> Generator[Draft, None, str]:
+        """Write versions of a line side by side and keep the best; `section` has the lines above it."""
+        versions = self._versions(form)
+        rows = Rows(self, versions, form)
+        while rows.advance():
+            yield self._draft()
+        finished = [version for version in versions if version.done]
+        best = max(finished, key=lambda version: self._quality(version, form, section))
+        rows.keep(best)
+        return tidy(best.text)
+
+    def _versions(self, form: LineForm) -> list[Version]:
+        """Choose the words that the versions end with: those that the model finds likeliest among those that fit."""
+        import torch
+
+        by_token = self.words.by_token
+        if form.rhyme:
+            candidates = self.words.rhymes_of(form.rhyme)
+        else:
+            candidates = self.words.answerable
+        unused = [token for token in candidates if by_token[token] not in self.song.ends]
+        ids = torch.tensor(unused or candidates)
+        assert self.scores is not None  # the prompt was read
+        scores = self.scores[ids].log_softmax(0)
+        subjects = {stem(word) for word in self.song.subjects}
+        is_subject = torch.tensor([stem(by_token[token]) in subjects for token in ids.tolist()])
+        scores = scores + self.song.subject_bonus * is_subject
+        temperature = self.options.temperature
+        if temperature > 0:
+            # The largest scores after adding Gumbel noise are a draw without replacement.
+            uniform = torch.rand(len(scores), generator=self.random).clamp_min(1e-9)
+            gumbel = -(-uniform.log()).log()
+            scores = scores / temperature + gumbel
+        chosen = ids[scores.topk(min(VERSIONS, len(ids))).indices].tolist()
+        # A rhyme with few words gets several versions of each.
+        chosen = (chosen * VERSIONS)[:VERSIONS]
+        return [Version(by_token[token], token) for token in chosen]
+
+    def _quality(self, version: Version, form: LineForm, section: list[str]) -> float:
+        """Return how good a version is: its mean log probability minus its faults."""
+        line = tidy(version.text)
+        song = self.song
+        count = count_syllables(line)
+        quality = sum(version.scores) / max(len(version.scores), 1)
+        # The end word was decided beforehand: a line that does not lead to it makes no sense.
+        quality += min(version.end_score + 1.0, 0.0)
+        if not form.fewest <= count <= form.most:
+            quality -= 10
+        if last_word(line) != version.end:
+            quality -= 5
+        quality -= 0.12 * abs(count - form.usual)
+        words = words_of(line)
+        quality -= 2 * sum(self._is_unknown(word) for word in words)
+        if line.lower() in {sung.lower() for sung in song.lines}:
+            quality -= 8
+        if line_hashes(words) & learnt_hashes():
+            quality -= 20
+        quality -= 0.7 * len(shared_triples(words, song.lines))
+        quality -= REPEAT_PENALTY * repeats(words)
+        if any(words_of(above)[:2] == words[:2] for above in section):
+            quality -= 0.6
+        mentioned = sum(mentions(line, word) for word in song.subjects[:3])
+        quality += 0.4 * song.subject_bonus * mentioned
+        return quality
+
+    def _is_unknown(self, word: str) -> bool:
+        return word not in pronunciations() and word not in self.known_words
+
+    # --- the model --------------------------------------------------------------------------------
+
+    def _read_text(self, text: str) -> None:
+        ids = self.songwriter.tokenizer(text, add_special_tokens=False).input_ids
+        self.song.tokens += len(ids)
+        self._read(ids)
+
+    def _read(self, ids: list[int]) -> None:
+        self.scores = self.layers.read(ids)
+
+
+class Session(Lines):
+    """A request for a song's lyrics."""
+
+    def __init__(self, songwriter: SmallSongwriter, request: LyricsRequest, seed: int):
+        import torch
+
+        super().__init__(songwriter, request, seed)
+        self.request = request
+        self.song.subjects = content_words(request.brief)
+        self.song.subject_count = len(self.song.subjects)
         choice = int(torch.randint(len(SCHEMES), (1,), generator=self.random))
         self.scheme = list(SCHEMES)[choice]
 
@@ -243,9 +372,6 @@ class Session:
                 hint="Shorten the brief or lower Max length.",
             )
 
-    def _draft(self) -> Draft:
-        return Draft(self.song.text.strip(), self.song.tokens)
-
     # --- sections ---------------------------------------------------------------------------------
 
     def _section(self, section: Section, first: bool) -> Iterator[Draft]:
@@ -263,8 +389,9 @@ class Session:
         for answered in rhyme_scheme(section.lines, self.scheme):
             if self.song.tokens >= self.request.options.max_tokens:
                 return
-            partner = "" if answered is None else last_word(written[answered])
-            line = yield from self._line(partner, written)
+            rhyme = "" if answered is None else last_word(written[answered])
+            usual = count_syllables(written[0]) if written else USUAL_SYLLABLES
+            line = yield from self._line(LineForm(rhyme, usual), written)
             self.song.add_line(line)
             written.append(line)
             yield self._draft()
@@ -276,94 +403,108 @@ class Session:
         for line in lines:
             self.song.text += f"\n{line}"
 
-    # --- lines ------------------------------------------------------------------------------------
 
-    def _line(self, partner: str, section: list[str]) -> Generator[Draft, None, str]:
-        """Write versions of a line side by side and keep the best; `partner` is the word to rhyme with, or ""."""
-        versions = self._versions(partner)
-        rows = Rows(self, versions)
-        while rows.advance():
+class Rewriting(Lines):
+    """A request to write some lines of lyrics again."""
+
+    def __init__(self, songwriter: SmallSongwriter, request: RewriteRequest, seed: int):
+        super().__init__(songwriter, request, seed)
+        self.request = request
+        self.passage = request.passage
+        self.known_words += " " + request.lyrics.lower()
+        self.new: dict[int, str] = {}  # the new lines, by their places
+        # All lines of the passage, whose versions must differ from every one of them.
+        self.song.lines += self.passage.lines
+
+    def run(self) -> Iterator[Draft]:
+        self._read_lyrics()
+        yield self._draft()
+        section: list[str] = []
+        for place in range(self.request.lines[0] - 1, self.request.lines[1]):
+            heading = heading_of(self.passage.all_lines[place].strip())
+            if heading:
+                self._read_text(lyrics_small.section_start(str(heading), first=False))
+                section = []
+            if place in self.passage.places:
+                self.new[place] = yield from self._rewritten(place, section)
+                section.append(self.new[place])
             yield self._draft()
-        finished = [version for version in versions if version.done]
-        best = max(finished, key=lambda version: self._quality(version, section))
-        rows.keep(best)
-        return tidy(best.text)
+        yield Draft(self._draft().text, self.song.tokens, "stop")
 
-    def _versions(self, partner: str) -> list[Version]:
-        """Choose the words that the versions end with: those that the model finds likeliest among those that fit."""
-        import torch
+    def _draft(self) -> Draft:
+        return Draft(self.passage.with_lines(list(self.new.values())), self.song.tokens)
 
-        by_token = self.words.by_token
-        if partner:
-            candidates = self.words.rhymes_of(partner)
-        else:
-            candidates = self.words.answerable
-        unused = [token for token in candidates if by_token[token] not in self.song.ends]
-        ids = torch.tensor(unused or candidates)
-        assert self.scores is not None  # the prompt was read
-        scores = self.scores[ids].log_softmax(0)
-        subjects = {stem(word) for word in self.song.subjects}
-        is_subject = torch.tensor([stem(by_token[token]) in subjects for token in ids.tolist()])
-        scores = scores + self.song.subject_bonus * is_subject
-        temperature = self.request.options.temperature
-        if temperature > 0:
-            # The largest scores after adding Gumbel noise are a draw without replacement.
-            uniform = torch.rand(len(scores), generator=self.random).clamp_min(1e-9)
-            gumbel = -(-uniform.log()).log()
-            scores = scores / temperature + gumbel
-        chosen = ids[scores.topk(min(VERSIONS, len(ids))).indices].tolist()
-        # A rhyme with few words gets several versions of each.
-        chosen = (chosen * VERSIONS)[:VERSIONS]
-        return [Version(by_token[token], token) for token in chosen]
-
-    def _quality(self, version: Version, section: list[str]) -> float:
-        """Return how good a version is: its mean log probability minus its faults; `section` has the lines above."""
-        line = tidy(version.text)
-        song = self.song
-        count = count_syllables(line)
-        quality = sum(version.scores) / max(len(version.scores), 1)
-        # The end word was decided beforehand: a line that does not lead to it makes no sense.
-        quality += min(version.end_score + 1.0, 0.0)
-        if not FEWEST_SYLLABLES <= count <= MOST_SYLLABLES:
-            quality -= 10
-        if last_word(line) != version.end:
-            quality -= 5
-        usual = count_syllables(section[0]) if section else USUAL_SYLLABLES
-        quality -= 0.12 * abs(count - usual)
-        words = words_of(line)
-        quality -= 2 * sum(self._is_unknown(word) for word in words)
-        if line.lower() in {sung.lower() for sung in song.lines}:
-            quality -= 8
-        if line_hashes(words) & learnt_hashes():
-            quality -= 20
-        quality -= 0.7 * len(shared_triples(words, song.lines))
-        quality -= REPEAT_PENALTY * repeats(words)
-        if any(words_of(above)[:2] == words[:2] for above in section):
-            quality -= 0.6
-        mentioned = sum(mentions(line, word) for word in song.subjects[:3])
-        quality += 0.4 * song.subject_bonus * mentioned
-        return quality
-
-    def _is_unknown(self, word: str) -> bool:
-        return word not in pronunciations() and word not in self.request.brief.lower()
-
-    # --- the model --------------------------------------------------------------------------------
-
-    def _read_text(self, text: str) -> None:
-        ids = self.songwriter.tokenizer(text, add_special_tokens=False).input_ids
-        self.song.tokens += len(ids)
+    def _read_lyrics(self) -> None:
+        """Read the request and the lines before the passage, as the model was trained to write them."""
+        request = self.request
+        about = request.brief or ", ".join(content_words(" ".join(self.passage.lines)))
+        prompt = lyrics_small.user_prompt(about or self.passage.lines[0], request.tone)
+        ids = prompt_ids(self.songwriter.tokenizer, lyrics_small.SYSTEM, prompt)
+        text = ""
+        before = self.passage.all_lines[: request.lines[0] - 1]
+        for line in before[-LINES_READ:]:
+            heading = heading_of(line.strip())
+            if heading:
+                text += lyrics_small.section_start(str(heading), first=not text)
+            elif is_sung(line):
+                text += lyrics_small.marked(line.strip())
+                self.song.add_line(line.strip())
+        ids += self.songwriter.tokenizer(text, add_special_tokens=False).input_ids
         self._read(ids)
 
-    def _read(self, ids: list[int]) -> None:
-        self.scores = self.layers.read(ids)
+    def _rewritten(self, place: int, section: list[str]) -> Generator[Draft, None, str]:
+        old = self.passage.all_lines[place].strip()
+        song = self.song
+        # What the old line was about is sung again, in a line that ends otherwise.
+        song.subjects = content_words(old)
+        song.subject_count = len(song.subjects) + 1
+        song.ends.add(last_word(old))
+        line = yield from self._line(self._form(place, count_syllables(old)), section)
+        song.add_line(line)
+        return line
+
+    def _form(self, place: int, syllables: int) -> LineForm:
+        """Return the form of the line at `place`, whose former version has so many syllables."""
+        if self.request.task == "shorter":
+            usual = shorter(syllables)
+            most = max(syllables - 1, 1)
+        else:
+            usual = max(syllables, FEWEST_SYLLABLES)
+            most = usual + 2
+        usual = min(usual, MOST_SYLLABLES)
+        most = min(most, MOST_SYLLABLES)
+        return LineForm(self._rhyme(place), usual, most, end_from=max(usual - 4, 1))
+
+    def _rhyme(self, place: int) -> str:
+        """Return the word that the line at `place` is to rhyme with, "" for none."""
+        lines = self.passage.all_lines
+        before = self.passage.section_lines(place, -1)
+        after = self.passage.section_lines(place, 1)
+        fixed = [*before, *(each for each in after if each not in self.passage.places)]
+        end = last_word(lines[place])
+        for each in fixed:
+            if rhymes(last_word(lines[each]), end):
+                return self._end_at(each)
+        if self.request.task != "rhyme":
+            return ""
+        # Couplets: the second line answers the first.
+        if len(before) % 2:
+            return self._end_at(before[0])
+        if after:
+            return self._end_at(after[0]) if after[0] in fixed else ""
+        return self._end_at(before[0]) if before else ""
+
+    def _end_at(self, place: int) -> str:
+        return last_word(self.new.get(place, self.passage.all_lines[place]))
 
 
 class Rows:
     """Versions of a line in one batch, which continue what the session has read token by token."""
 
-    def __init__(self, session: Session, versions: list[Version]):
+    def __init__(self, session: Lines, versions: list[Version], form: LineForm):
         self.session = session
         self.versions = versions
+        self.form = form
         self.words = session.words
         session.layers.branch(len(versions), 2 + LONGEST_LINE)
         self._scores = session.layers.step(
@@ -422,10 +563,10 @@ class Rows:
     def _write(self, version: Version, scores: torch.Tensor) -> None:
         """Draw the version's next token from its `scores` [vocabulary]."""
         words = self.words
-        options = self.session.request.options
+        options = self.session.options
         log_probabilities = scores.log_softmax(0)
         syllables = count_syllables(version.text)
-        room = MOST_SYLLABLES - syllables - count_syllables(version.end)
+        room = self.form.most - syllables - count_syllables(version.end)
         end_is_near = version.end_token in version.tokens[-2:]
         line_is_full = room <= 1 or len(version.tokens) >= LONGEST_LINE - 2
         if line_is_full and not end_is_near:
@@ -441,7 +582,7 @@ class Rows:
             for token in words.spellings(word):
                 ranked[token] -= penalty
         # The end word waits until the line is long enough.
-        ranked[version.end_token] += 0.5 if syllables >= 4 else -2.0
+        ranked[version.end_token] += 0.5 if syllables >= self.form.end_from else -2.0
         if options.temperature <= 0:
             token = int(ranked.argmax())
         else:
@@ -460,7 +601,7 @@ class Rows:
             else:
                 allowed = words.openings
             return allowed & (words.syllables <= room)
-        if syllables < FEWEST_SYLLABLES:
+        if syllables < self.form.fewest:
             return words.allowed & ~words.line_ends
         if version.tokens[-1] == version.end_token:
             return words.closings

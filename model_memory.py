@@ -31,7 +31,7 @@ from events import Problem, StudioError
 from model_hub import PARTS
 from model_weights import Weights, bytes_in, transformer_config
 from models import Device, Kind, Layout
-from params import Settings
+from params import OF_SONGWRITER, Settings
 
 GB = 10**9
 
@@ -516,7 +516,8 @@ class Placing:
             return Use(sized(source, 1, False), loops=True)
         if request.mode == "describe":
             return Use(sized(source, 1, False), plans=True)
-        return Use(plans=request.mode != "lyrics", writes=request.mode == "lyrics")
+        writes = request.mode in OF_SONGWRITER
+        return Use(plans=not writes, writes=writes)
 
     def _lora_bytes(self, loras: Mapping[str, int], replaced: bool) -> int:
         """Return the bytes of `loras` and of those that still act, which go when `loras` have been loaded.

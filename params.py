@@ -28,6 +28,7 @@ from limits import (
     usual,
     usual_count,
 )
+from lyrics_passage import Passage
 
 
 class Strict(BaseModel):
@@ -367,6 +368,11 @@ class EditRequest(SongRequest, mode="edit"):
             )
 
 
+# What the songwriter writes; the planner writes the other words.
+OF_SONGWRITER = ("lyrics", "rewrite")
+REWRITTEN_TOKENS = 64  # for each line that is rewritten
+
+
 class LyricsOptions(Strict):
     # 0 always picks the likeliest token.
     temperature: Annotated[float, number("temperature")] = usual("temperature")
@@ -384,6 +390,58 @@ class LyricsRequest(Request, mode="lyrics"):
     tone: Annotated[str, text("tone")] = ""
     seed: Annotated[int, number("seed")] = usual_count("seed")
     options: LyricsOptions = Field(default_factory=LyricsOptions)
+
+    @property
+    def most_tokens(self) -> int:
+        return self.options.max_tokens
+
+
+SELECT_LINES = f"Select from 1 to {limits.MOST_REWRITTEN} lines with words"
+
+
+class RewriteOptions(Strict):
+    temperature: Annotated[float, number("temperature")] = usual("temperature")
+    top_p: Annotated[float, number("top_p")] = usual("top_p")
+
+
+class RewriteRequest(Request, mode="rewrite"):
+    """Some `lines` of `lyrics`, the first and the last of them, which the songwriter is to write again."""
+
+    task: Annotated[str, choice("Task", limits.REWRITES)] = "rewrite"
+    lyrics: Annotated[str, text("lyrics")] = ""
+    lines: Annotated[tuple[int, int], BeforeValidator(limits.parse_lines)] = Field(
+        default=(), validate_default=True
+    )
+    brief: Annotated[str, text("brief")] = (
+        ""  # what the song is about, "" if only its lyrics say so
+    )
+    tone: Annotated[str, text("tone")] = ""
+    language: Annotated[str, choice("Language", limits.LANGUAGES)] = "unknown"
+    seed: Annotated[int, number("seed")] = usual_count("seed")
+    options: RewriteOptions = Field(default_factory=RewriteOptions)
+
+    def model_post_init(self, context: Any) -> None:
+        first, last = self.lines
+        count = self.lyrics.count("\n") + 1
+        if not 1 <= first <= last <= count:
+            raise field_error(
+                f"Lines must be from 1 to {count}, the first before the last, not {first} to {last}.",
+                "lines",
+            )
+        sung = len(self.passage.lines)
+        if not sung:
+            raise field_error(f"{SELECT_LINES}, or put the cursor into one.", "lines")
+        if sung > limits.MOST_REWRITTEN:
+            raise field_error(f"{SELECT_LINES}, not {sung}.", "lines")
+
+    @property
+    def passage(self) -> Passage:
+        return Passage(self.lyrics, *self.lines)
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens the songwriter may write: several times what the lines have."""
+        return REWRITTEN_TOKENS * (len(self.passage.lines) + 1)
 
 
 class InspireRequest(Request, mode="inspire"):

@@ -32,7 +32,15 @@ from model_weights import (
     find_songwriter,
 )
 from models import Device, Models, Slot, free_memory
-from params import GenerateRequest, InspireRequest, LyricsRequest, PolishRequest, Request
+from params import (
+    OF_SONGWRITER,
+    GenerateRequest,
+    InspireRequest,
+    LyricsRequest,
+    PolishRequest,
+    Request,
+    RewriteRequest,
+)
 from planner import Plan
 from record import PlanEntry, Ran, WordsResult, timed
 
@@ -159,20 +167,23 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
     if request.mode == "describe":
         placing.for_song()
         codes = yield from _codes_of(models, job, seconds)
-    slot = models.lyrics if request.mode == "lyrics" else models.planner
+    slot = models.lyrics if request.mode in OF_SONGWRITER else models.planner
     placing.for_words(slot)
     model = yield from loaded_model(slot.loaded, slot.get, seconds)
     with timed(seconds, "writing"):
-        if isinstance(request, LyricsRequest):
-            yield Progress("writing", 0, request.options.max_tokens)
+        if isinstance(request, LyricsRequest | RewriteRequest):
+            steps = request.most_tokens
+            yield Progress("writing", 0, steps)
             name = f"The songwriter {model.weights.model_id}"
-            hint = f"Lower Max length, or name a smaller model in {LYRICS_VARIABLE}."
-            with _enough_memory(name, hint), closing(model.write(request, seed)) as drafts:
+            with (
+                _enough_memory(name, _smaller(request)),
+                closing(_drafts(model, request, seed)) as drafts,
+            ):
                 for draft in drafts:
                     yield draft
             note = model.model.note
             if note:
-                yield Progress("writing", draft.tokens, request.options.max_tokens, note=note)
+                yield Progress("writing", draft.tokens, steps, note=note)
             result = WordsResult(text=draft.text, end=draft.end, tokens=draft.tokens)
         else:
             yield Progress("writing")
@@ -185,6 +196,20 @@ def run(models: Models, placing: Placing, job: Job) -> Generator[Progress | Draf
             sketch = yield from _result_of(events)
             result = WordsResult(sketch=sketch)
     yield Outcome(Ran(seconds=seconds, model=slot.weights.entry()), result=result)
+
+
+def _drafts(
+    model: lyrics.Songwriter, request: LyricsRequest | RewriteRequest, seed: int
+) -> Generator[Draft]:
+    if isinstance(request, RewriteRequest):
+        return model.rewrite(request, seed)
+    return model.write(request, seed)
+
+
+def _smaller(request: LyricsRequest | RewriteRequest) -> str:
+    """Return what needs less memory."""
+    less = "Lower Max length" if isinstance(request, LyricsRequest) else "Select fewer lines"
+    return f"{less}, or name a smaller model in {LYRICS_VARIABLE}."
 
 
 def _codes_of(

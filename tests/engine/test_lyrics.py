@@ -18,9 +18,9 @@ import lyrics
 import writers
 from events import StudioError
 from limits import STRUCTURES
-from lyrics import SYSTEM, Sampler, prompt_ids, user_prompt
+from lyrics import SYSTEM, Sampler, answered_lines, lines_prompt, prompt_ids, user_prompt
 from model_weights import Weights
-from params import LyricsRequest, parse_request
+from params import LyricsRequest, RewriteRequest, parse_request
 from planner_decoding import Draw
 from tests.weights import CPU, PLANNER, SONGWRITER
 
@@ -269,3 +269,54 @@ def test_numbers_too_large_for_float16_are_computed_in_float32_with_a_sentence(
     assert (scores(narrow) - scores(wide)).norm() < 0.005 * scores(wide).norm()
     layer = narrow.model.language_model.model.layers[0].mlp.down_proj
     assert layer.weight.dtype == torch.float16
+
+
+# --- lines that are rewritten -----------------------------------------------------------------------------------------
+
+VERSE = "[Verse]\nRain on the roof\nThe cat is asleep\n\n[Chorus]\nGood night"
+
+
+def lines_request(lines: list[int], **fields: Any) -> RewriteRequest:
+    return parse_request("rewrite", {"lyrics": VERSE, "lines": lines, **fields})
+
+
+def test_the_question_for_lines_has_the_lyrics_the_lines_and_the_task(songwriter):
+    asked = lines_prompt(lines_request([2, 6], task="rhyme", brief="a night", tone="calm"))
+    assert VERSE in asked and "a night" in asked and "calm" in asked
+    assert "3 lines:\n\nRain on the roof\nThe cat is asleep\nGood night\n" in asked
+    assert "rhyme in pairs" in asked and "about: 4, 5, 2." in asked
+    # A single line rhymes with the one before it.
+    one = lines_prompt(lines_request([3, 3], task="rhyme"))
+    assert 'rhyme with "Rain on the roof"' in one
+    assert "about: 3, 4, 1." in lines_prompt(lines_request([2, 6], task="shorter"))
+    thai = parse_request("rewrite", {"lyrics": "ฝนตก", "lines": [1, 1]})
+    assert "about:" not in lines_prompt(thai)
+
+
+def test_the_answer_takes_the_place_of_the_lines_and_of_nothing_else(songwriter, script):
+    def rewritten(text: str, lines: list[int]) -> list[str]:
+        script(*songwriter.tokenizer.encode(text, add_special_tokens=False))
+        return [draft.text for draft in songwriter.rewrite(lines_request(lines), 5)]
+
+    new = VERSE.replace("Rain on the roof", "Snow on the hill").replace("The cat", "A dog")
+    texts = rewritten("1. Snow on the hill\n\n2. A dog is asleep\n3. And more", [1, 4])
+    assert texts[0] == VERSE and texts[-1] == new
+    assert any("Snow on the hill\nThe cat is asleep\n\n" in text for text in texts)
+    assert all(text.endswith("\n\n[Chorus]\nGood night") for text in texts)
+    # Where there are too few lines, the old ones stay.
+    assert rewritten("[Verse]\nSnow on the hill", [2, 3])[-1] == new.replace("A dog", "The cat")
+    with pytest.raises(StudioError, match="wrote no line"):
+        rewritten("...", [2, 3])
+
+
+def test_lists_and_tags_of_an_answer_are_no_part_of_its_lines():
+    text = "[Verse 1]\n- One way\n* Two ways\n3) Three ways\n\n4 in the morning"
+    assert answered_lines(text) == ["One way", "Two ways", "Three ways", "4 in the morning"]
+
+
+def test_lines_stop_at_the_limit_and_one_token_after_the_end_of_the_drafts(songwriter):
+    asked = lines_request([2, 2])
+    drafts = list(songwriter.rewrite(asked, 3))
+    assert drafts[-1].tokens <= asked.most_tokens and drafts[-1].end in ("stop", "length")
+    again = list(songwriter.rewrite(asked, 3))
+    assert again[-1] == drafts[-1]

@@ -176,3 +176,66 @@ def test_every_line_is_written_after_exactly_the_lines_before_it(songwriter, mon
     monkeypatch.setattr(lyrics_lines.Session, "_line", spied)
     monkeypatch.setattr(lyrics_lines.Rows, "keep", keeping)
     assert len(write(songwriter, "[Verse]")[-1].text.split("\n")) == 5
+
+
+# --- lines that are rewritten -----------------------------------------------------------------------------------------
+
+VERSE = [
+    "[Verse]",
+    "The old dog lies beside the door",
+    "He dreams of sand along the shore",
+    "The evening rain is coming down",
+    "And all the lights are out in town",
+]
+
+
+def rewritten(
+    songwriter: lyrics_lines.SmallSongwriter,
+    task: str,
+    lines: list[int],
+    seed: int = 1,
+    verse: list[str] = VERSE,
+) -> list[str]:
+    """Return the lines of `verse` with new ones in place of `lines`, a first and a last, counted from 1."""
+    asked = {"task": task, "lyrics": "\n".join(verse), "lines": lines}
+    drafts = list(songwriter.rewrite(parse_request("rewrite", asked), seed))
+    assert drafts[-1].end == "stop"
+    return drafts[-1].text.split("\n")
+
+
+@pytest.mark.parametrize("lines", [[2, 2], [3, 4], [2, 5]])
+def test_new_lines_take_the_place_of_the_old_ones_with_their_rhymes_and_lengths(songwriter, lines):
+    found = rewritten(songwriter, "rewrite", lines)
+    first, last = lines
+    assert found[: first - 1] == VERSE[: first - 1] and found[last:] == VERSE[last:]
+    for new, old in zip(found[first - 1 : last], VERSE[first - 1 : last], strict=True):
+        assert new != old and last_word(new) != last_word(old)
+        assert 3 <= count_syllables(new) <= count_syllables(old) + 2
+    ends = [last_word(line) for line in found]
+    assert rhymes(ends[1], ends[2]) and rhymes(ends[3], ends[4])
+
+
+def test_shorter_lines_have_fewer_syllables(songwriter):
+    for seed in (1, 2, 3):
+        found = rewritten(songwriter, "shorter", [2, 5], seed)
+        for new, old in zip(found[1:], VERSE[1:], strict=True):
+            assert count_syllables(new) < count_syllables(old)
+
+
+def test_lines_that_rhymed_with_nothing_rhyme_in_pairs(songwriter):
+    plain = ["[Verse]", "The dog is old", "He sleeps all day", "The sun goes down", "I let him in"]
+
+    def ends(lines: list[int]) -> list[str]:
+        return [last_word(line) for line in rewritten(songwriter, "rhyme", lines, 1, plain)]
+
+    _, first, second, third, fourth = ends([2, 5])
+    assert rhymes(first, second) and rhymes(third, fourth)
+    # A single line rhymes with its partner, which stays.
+    assert rhymes(ends([2, 2])[1], "day") and rhymes(ends([5, 5])[4], "down")
+
+
+def test_only_english_lines_are_rewritten(songwriter):
+    for fields in ({"lyrics": "夜に駆ける"}, {"lyrics": "la", "language": "de"}):
+        asked = parse_request("rewrite", {"lines": [1, 1], **fields})
+        with pytest.raises(StudioError, match="writes English only"):
+            list(songwriter.rewrite(asked, 1))

@@ -67,3 +67,9 @@ def test_it_writes_a_song_about_the_brief_in_the_form_that_was_asked_for(install
     lines = [line for _, *lines in blocks for line in lines]
     assert all(3 <= count_syllables(line) <= 12 for line in lines)
     assert any(mentions(line, word) for line in lines for word in content_words(brief))
+    # A line of it that is written again is shorter, rhymes as before, and leaves the others alone.
+    fields = {"task": "shorter", "lyrics": draft.text, "lines": [3, 3]}
+    *_, last = songwriter.rewrite(parse_request("rewrite", fields), 1)
+    before, after = draft.text.split("\n"), last.text.split("\n")
+    assert count_syllables(after[2]) < count_syllables(before[2])
+    assert after[:2] == before[:2] and after[3:] == before[3:]

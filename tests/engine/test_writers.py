@@ -12,6 +12,7 @@ import torch
 
 import audio
 import audio_export
+import estimate
 import lyrics
 import model_memory
 import modes
@@ -418,6 +419,20 @@ def test_the_same_seed_writes_the_same_lyrics(studio):
     drawn = lyrics_of(-1)
     assert drawn["seed"] >= 0
     assert lyrics_of(drawn["seed"])["text"] == drawn["text"] != lyrics_of(drawn["seed"] ^ 1)["text"]
+
+
+def test_lines_are_rewritten_by_the_songwriter_within_their_lyrics(studio):
+    lyrics_before = "[Verse]\none line\nanother line"
+    request = parse_request("rewrite", {"lyrics": lyrics_before, "lines": [2, 2], "seed": 5})
+    work = studio.work_of(request)
+    assert (work.mode, work.tokens) == ("rewrite", request.most_tokens)
+    as_lyrics = replace(work, mode="lyrics")
+    assert estimate.seconds_of_work(work) == estimate.seconds_of_work(as_lyrics)
+    *events, done = studio.stream(request)
+    drafts = [event.text for event in events if isinstance(event, Draft)]
+    assert drafts and all(text.endswith("\nanother line") for text in drafts)
+    assert done.record["text"] == drafts[-1] != lyrics_before
+    assert done.record["mode"] == "rewrite" and studio.models.lyrics.loaded
 
 
 def test_without_a_writer_there_is_an_error(no_language_models, make_studio):
