@@ -25,7 +25,7 @@ def syllables(line: str, language: str = "unknown") -> int | None:
 
     A Latin word counts its groups of vowels and a Cyrillic one its vowels; a Chinese or Japanese
     character and a Korean block count one. Words in parentheses are backing vocals and do not count
-    unless they are the whole line.
+    unless they are the whole line. static/words.js counts alike, for the margin of the page.
     """
     without_asides = _ASIDE.sub(" ", line)
     text = line
@@ -45,7 +45,7 @@ def syllables(line: str, language: str = "unknown") -> int | None:
 def _word_syllables(word: str, language: str) -> int:
     """Count what is not CJK in a word; digits are read out one by one."""
     letters = [character for character in word.lower() if _script(character) != "cjk"]
-    count = sum(letter.isdigit() or letter in _CYRILLIC_VOWELS for letter in letters)
+    count = sum(letter.isdecimal() or letter in _CYRILLIC_VOWELS for letter in letters)
     decomposed = unicodedata.normalize("NFD", "".join(letters))  # so that accents are gone below
     latin = "".join(
         letter for letter in decomposed if letter.isalpha() and _script(letter) == "latin"

@@ -11,7 +11,16 @@ import functools
 import re
 from dataclasses import replace
 
-from lyrics_tags import HEADINGS, LONGEST_HEADING, TAG, Tag, as_read, parse_heading, parse_tag
+from lyrics_tags import (
+    HEADINGS,
+    LONGEST_HEADING,
+    TAG,
+    Tag,
+    as_read,
+    heading_of,
+    parse_heading,
+    parse_tag,
+)
 
 # --- a chat model's reply -------------------------------------------------------------------------
 
@@ -123,6 +132,38 @@ def mended(lyrics: str) -> str:
         sung, times = repeated(text)
         lines += [sung] * times
     return "\n".join(lines).strip()
+
+
+def with_fixed_tags(lyrics: str) -> str:
+    """Return lyrics with every section tag as ACE-Step reads it, on a line of its own.
+
+    "(verse 2)", "**Bridge**", "CHORUS x2" and a lone "Chorus" become tags; what is sung stays.
+    """
+    lines: list[str] = []
+    for line in as_read(lyrics).split("\n"):
+        tag, sung = _tag_and_words(line.strip())
+        if tag is None:
+            lines.append(line)
+            continue
+        lines.append(str(tag))
+        if sung:
+            lines.append(sung)
+    return "\n".join(lines)
+
+
+def _tag_and_words(text: str) -> tuple[Tag | None, str]:
+    """Return the section that a line opens, and what is sung in the same line."""
+    heading = heading_of(text) or counted_heading(text)
+    if heading:
+        return heading, ""
+    lone = parse_tag(text)
+    if lone and lone.name in HEADINGS and not lone.modifier and text[:1].isupper():
+        return lone, ""
+    start = TAG.match(text)
+    tag = parse_tag(start[1]) if start else None
+    if start is None or tag is None:
+        return None, ""
+    return tag, text[start.end() :].strip(" :-–—\t")
 
 
 def is_mendable(lyrics: str) -> bool:

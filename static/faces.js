@@ -178,6 +178,7 @@
   const own = (mode) => `ace-music-studio-own-${mode}`;
   studio.kept = (mode, values) => {
     studio.session.write(own(mode), values);
+    studio.desked(mode, values);
     if (mode === "generate") {
       Object.assign(settings, values);
       lengths();

@@ -108,12 +108,13 @@
     return Boolean(allowed);
   };
 
-  // The buttons of a bar: Cancel first, then those that start a run.
+  // The buttons of a bar: those that cancel first, then those that start a run.
   studio.switches = (bar) => {
     const active = Boolean(current(bar));
-    const { alone } = bars.get(bar).texts; // how many buttons start one
+    const { alone, cancels } = bars.get(bar).texts; // how many buttons start one, and how many end it
     const update = (interactive) => ({ __type__: "update", interactive });
-    return alone ? [update(active), ...Array(alone).fill(update(!active))] : update(active);
+    if (!alone) return update(active);
+    return [...Array(cancels).fill(update(active)), ...Array(alone).fill(update(!active))];
   };
   studio.draft = (bar) => {
     const run = current(bar);

@@ -317,7 +317,7 @@ window.studio = {};
     requestAnimationFrame(() =>
       requestAnimationFrame(() => {
         const box = document.querySelector(written);
-        if (box && follows) box.scrollTop = box.scrollHeight;
+        if (box && follows && !studio.keepsPlace()) box.scrollTop = box.scrollHeight;
       })
     );
   });

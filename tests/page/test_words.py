@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 import tooltips
-from events import Draft, Event, Problem, Progress
+from events import Draft, Event, Failed, Problem, Progress
 from params import parse_request
 from status import LanguageModelStatus, SongwriterStatus
 from tests.page.conftest import LYRICS
@@ -179,6 +179,116 @@ def test_written_lyrics_become_a_song(lyrics: Tab, fake, tab):
     expect(sing).to_be_disabled()
 
 
+# --- the desk -----------------------------------------------------------------------------------------------------
+
+# The height of what is in the box and in the sheet with the numbers: they agree if each line wraps alike.
+MARGIN = """(box) => {
+  const sheet = box.nextElementSibling;
+  const lines = [...sheet.firstChild.children];
+  const { cssText } = box.style;
+  box.style.cssText += "height: 0 !important; min-height: 0 !important";
+  const apart = Math.abs(sheet.firstChild.scrollHeight - box.scrollHeight);
+  box.style.cssText = cssText;
+  return {
+    apart,
+    numbers: lines.map((line) => line.dataset.count),
+    hidden: sheet.getAttribute("aria-hidden"),
+    wraps: lines.some((line) => line.offsetHeight > lines[0].offsetHeight),
+  };
+}"""
+DRAFT = "Chorus:\nI count the stars above the sea tonight and I wonder who is out there counting me\nla la"
+
+
+def test_the_desk_tags_counts_fixes_and_rhymes(lyrics: Tab, fake):
+    text, answer, desk = lyrics.text("text"), lyrics.part("answer"), lyrics.part("desk")
+    text.fill(DRAFT)
+    text.press("Control+End")
+    # What Simple leaves out is left out in Generate alone.
+    root = lyrics.page.locator(":root")
+    face = root.get_attribute("data-face")
+    root.evaluate("(root) => (root.dataset.face = 'simple')")
+    expect(lyrics.part("rewrite")).to_be_visible()
+    root.evaluate("(root, face) => (root.dataset.face = face)", face)
+    margin = text.evaluate(MARGIN)
+    assert margin["numbers"] == ["2", "21", "2"] and margin["hidden"] == "true" and margin["wraps"]
+    assert margin["apart"] <= 2
+    expect(lyrics.part("advice")).to_contain_text(
+        "Sung in about 0:22 at 100 BPM, with intro and outro."
+    )
+    desk.get_by_role("button", name="[Verse]").click()
+    expect(text).to_have_value(f"{DRAFT}\n\n[Verse 1]\n")
+    text.press("Control+z")
+    expect(text).to_have_value(DRAFT)
+    desk.get_by_role("button", name="Fix section tags").click()
+    expect(text).to_have_value(DRAFT.replace("Chorus:", "[Chorus]"))
+    expect(answer).to_have_text("1 section tag fixed.")
+    desk.get_by_role("button", name="Fix section tags").click()
+    expect(answer).to_have_text(tooltips.TAGS_RIGHT)
+    lyrics.part("undo").click()
+    expect(text).to_have_value(DRAFT)
+    text.fill("into the night")
+    desk.get_by_role("button", name="Rhyming words").click()
+    answer.get_by_role("button", name="light", exact=True).click()
+    expect(text).to_have_value("into the night light")
+
+
+def test_selected_lines_are_rewritten_cancelled_and_undone(lyrics: Tab, fake):
+    text, release = lyrics.text("text"), threading.Event()
+    held = "[Verse]\none\ntwo\nthree"
+    text.fill(held)
+
+    def script(request: Any) -> Iterator[Event]:
+        yield Progress("writing", 0, 100)
+        new = f"{request.task} {fake.songs}"
+        lines = request.passage.with_lines([new] * len(request.passage.lines))
+        yield Draft(lines, 5)
+        while not release.wait(0.05):
+            yield Draft(lines, 5)
+        yield from fake.lyrics(request, text=lines)
+
+    fake.script = script
+    choose = "(box) => { box.focus(); box.setSelectionRange(box.value.indexOf('two'), box.value.length); }"
+    text.evaluate(choose)
+    lyrics.part("rewrite").click()
+    # A draft is in the box as it comes; nobody types into it meanwhile.
+    expect(text).to_have_value(re.compile(r"^\[Verse]\none\nrewrite"))
+    assert text.evaluate("(box) => box.readOnly")
+    expect(lyrics.part("shorter")).to_be_disabled()
+    lyrics.part("assist-cancel").click()
+    expect(lyrics.progress).to_contain_text(tooltips.REWRITE_CANCELLED)
+    expect(text).to_have_value(held)
+    release.set()
+    for task in ("rewrite", "rhyme", "shorter"):
+        expect(lyrics.part(task)).to_be_enabled()
+        text.evaluate(choose)
+        lyrics.part(task).click()
+        expect(lyrics.progress).to_contain_text("2 lines rewritten in 0:")
+        expect(text).to_have_value(re.compile(rf"^\[Verse]\none\n{task} (\d+)\n{task} \1$"))
+        assert (fake.requests[-1].task, fake.requests[-1].lines) == (task, (3, 4))
+        # They stay selected, for another version.
+        picked = (
+            "(box) => box.value.slice(box.selectionStart).startsWith(box.value.split('\\n')[2])"
+        )
+        lyrics.page.wait_for_function(picked, arg=text.element_handle())
+        lyrics.part("undo").click()
+        expect(text).to_have_value(held)
+
+    def fail(request: Any) -> Iterator[Event]:
+        yield Draft(request.passage.with_lines(["half a"]), 2)
+        yield Failed(Problem("no_lines", "The songwriter wrote no line."))
+
+    fake.script = fail
+    text.evaluate(choose)
+    lyrics.part("rewrite").click()
+    expect(lyrics.part("message")).to_contain_text("wrote no line")
+    expect(text).to_have_value(held)
+    asked = len(fake.requests)
+    text.fill("[Verse]")
+    lyrics.part("rewrite").click()
+    expect(lyrics.part("message")).to_contain_text("Select from 1 to 16 lines with words")
+    assert len(fake.requests) == asked
+
+
 # --- the planner --------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +439,11 @@ def test_what_needs_a_missing_model_is_off_and_says_why(fake, fake_address, visi
     lyrics = tab(page, "lyrics")
     expect(lyrics.go).to_be_disabled()
     expect(lyrics.part("why")).to_have_text(f"{tooltips.NO_SONGWRITER} {problem.text()}")
+    for task in ("rewrite", "rhyme", "shorter"):
+        expect(lyrics.part(task)).to_be_disabled()
+    expect(lyrics.part("assist-help")).to_have_text(
+        tooltips.NO_REWRITING.format(reason=problem.message)
+    )
     # The visitor's own lyrics need no writer.
     lyrics.text("text").fill("[Verse]\nmine")
     lyrics.part("use").click()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 import lyrics_form
+import lyrics_rhymes
 from limits import STRUCTURES
 from lyrics_form import content_words, count_syllables, mentions, parse_structure, rhymes
 from lyrics_lines import repeats, rhyme_scheme
+from lyrics_passage import Passage, shorter
 
 needs_dictionary = pytest.mark.skipif(
     not lyrics_form.dictionary_file(), reason="the dictionary is not installed"
@@ -109,3 +111,36 @@ def test_what_a_brief_is_about():
 def test_a_word_that_comes_again_in_its_line_is_counted_unless_it_says_nothing():
     assert repeats(["rain", "rain", "rain"]) == 2
     assert repeats(["you", "and", "you", "and", "the", "rain"]) == 0
+
+
+@needs_dictionary
+def test_the_words_that_lyrics_use_most_are_the_first_rhymes():
+    found = lyrics_rhymes.rhymes_with("Night,")
+    assert found[:2] == ["light", "right"] and "night" not in found
+    assert len(found) <= lyrics_rhymes.MOST_RHYMES
+    assert all(rhymes("night", word) for word in found)
+    # Rare words where there are few others, and none for what the dictionary lacks.
+    assert "bowling" in lyrics_rhymes.rhymes_with("rolling")
+    assert lyrics_rhymes.rhymes_with("xyzzy") == lyrics_rhymes.rhymes_with("...") == []
+
+
+SONG = "[Verse]\none\n  two\n\n[Chorus]\n(three)\n[whispered]\nfour"
+
+
+def test_only_the_sung_lines_of_a_passage_are_replaced():
+    passage = Passage(SONG, 3, 7)
+    assert passage.lines == ["two", "(three)"]
+    assert passage.with_lines(["2"]) == SONG.replace("  two", "2")
+    changed = passage.with_lines(["2", "3", "and one too many"])
+    assert changed == SONG.replace("  two", "2").replace("(three)", "3")
+    assert Passage(SONG, 4, 5).lines == [] and Passage(SONG, 8, 99).lines == ["four"]
+
+
+def test_a_line_s_neighbor_is_in_its_own_section():
+    assert Passage(SONG, 3, 3).neighbor == "one"
+    assert Passage(SONG, 2, 2).neighbor == "two"
+    assert Passage(SONG, 6, 6).neighbor == ""
+
+
+def test_a_shorter_line_has_a_quarter_less_and_never_as_much():
+    assert [shorter(count) for count in (12, 8, 5, 3, 2, 1)] == [9, 6, 4, 2, 1, 1]

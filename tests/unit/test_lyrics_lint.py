@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from limits import LANGUAGES, STRUCTURES
 from lyrics_letters import syllables, written_language
 from lyrics_lint import MOST_ADVICE, lint
-from lyrics_tags import as_read, parse_heading
-from lyrics_tidy import tidy_draft, tidy_line, tidy_lyrics
+from lyrics_tags import TAG, as_read, parse_heading
+from lyrics_tidy import tidy_draft, tidy_line, tidy_lyrics, with_fixed_tags
+from tests.program import ROOT
 
 GOOD = """\
 [Intro]
@@ -107,6 +109,13 @@ def test_syllables():
         assert syllables(line, language) == pytest.approx(
             count, abs=1 if language in ("en", "es") else 0
         ), line
+
+
+def test_syllables_are_those_that_the_page_counts():
+    # tests/javascript/words.test.js has the same lines.
+    lines = json.loads((ROOT / "tests" / "syllables.json").read_text(encoding="utf-8"))
+    for line, language, count in lines:
+        assert syllables(TAG.sub(" ", line), language) == count, line
 
 
 def test_advice_on_anything_points_at_a_line():
@@ -260,3 +269,31 @@ def test_what_surrounds_the_lyrics_is_removed_and_what_may_be_sung_stays():
 def test_a_script_names_its_language(lyrics, language):
     assert written_language(lyrics) == language
     assert language in LANGUAGES
+
+
+@pytest.mark.parametrize(
+    ("written", "fixed"),
+    [
+        ("Chorus:", "[Chorus]"),
+        ("(verse 2)", "[Verse 2]"),
+        ("**Bridge**", "[Bridge]"),
+        ("### Outro", "[Outro]"),
+        ("Chorus", "[Chorus]"),
+        ("[chorus]", "[Chorus]"),
+        ("[verse 1: whispered]", "[Verse 1 - whispered]"),
+        ("CHORUS (x2)", "[Chorus - x2]"),
+        ("【主歌】", "[Verse]"),
+        ("[Chorus] oh, sing", "[Chorus]\noh, sing"),
+        ("[Verse 2]: oh", "[Verse 2]\noh"),
+        # What is sung, and tags that open no section, stay.
+        ("the bridge over water", "the bridge over water"),
+        ("  (chorus of angels)", "  (chorus of angels)"),
+        ("(drop)", "(drop)"),
+        ("[whispered] come closer", "[whispered] come closer"),
+        ("[Foo]", "[Foo]"),
+        ("bridge", "bridge"),
+    ],
+)
+def test_section_tags_are_fixed(written, fixed):
+    assert with_fixed_tags(f"la\n\n{written}\nla") == f"la\n\n{fixed}\nla"
+    assert with_fixed_tags(fixed) == fixed

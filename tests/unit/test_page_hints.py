@@ -16,6 +16,7 @@ import backend
 import bootstrap
 import estimate
 import gpu_zero
+import page_desk
 import page_hints
 import page_tabs
 from events import InvalidRequest
@@ -173,3 +174,53 @@ def test_a_hint_brings_what_mends_it():
     assert fixes(page_hints.pasted("[00:01.00]Am\nla", "lyrics")) == [("lyrics", "Am\nla")]
     assert fixes(page_hints.pasted("Am F\nla", "source_lyrics")) == [("source_lyrics", "la")]
     assert page_hints.pasted("[Verse]\nla", "lyrics") == []
+
+
+LINE = "The rain is falling on the town tonight"
+
+
+@pytest.mark.parametrize(
+    ("song", "told"),
+    [
+        ({}, "Sung in about 0:24 at 100 BPM, with intro and outro."),
+        (
+            {"bpm": "50", "time_signature": "4"},
+            "Sung in about 0:48 at 50 BPM, with intro and outro.",
+        ),
+        (
+            {"prompt": "pop, 120 bpm", "duration": "1:00"},
+            "0:20 at 120 BPM, with intro and outro; the song is 1:00.",
+        ),
+        ({"duration": "10"}, "Sung in about 0:24 at 100 BPM"),
+        # Generate's fields are a visitor's.
+        (
+            {"bpm": "fast", "time_signature": [], "duration": "x", "prompt": None},
+            "100 BPM, with intro and outro.",
+        ),
+    ],
+)
+def test_lyrics_are_told_their_length_at_the_tempo_of_the_song(song, told, monkeypatch):
+    monkeypatch.setattr(page_hints, "token_counter", lambda *_: None)
+    lyrics = f"[Verse]\n{LINE}\n{LINE}"
+    assert told in page_hints.advise_for(STUDIO, lyrics, "en", song)
+    assert "Sung" not in page_hints.advise_for(STUDIO, "[Verse]\n", "en", song)
+
+
+def test_the_selected_lines_are_those_of_the_request():
+    def lines_of(before, lines, after):
+        request = page_desk.rewriting("rhyme", before, lines, after, {"brief": "rain"})
+        assert (request.task, request.brief) == ("rhyme", "rain")
+        return request.passage.lines
+
+    assert lines_of("[Verse]\none\n", "two\nthree", "\nfour") == ["two", "three"]
+    assert lines_of("\n\n[Verse]\n", "one", "\ntwo") == ["one"]
+    assert lines_of("\r\n  \n", "\n[Verse]\none", "") == ["one"]
+    for passage in (
+        ("[Verse]\none", "", ""),
+        ("", "[Verse]", "\none"),
+        ("", "\n\n", "one"),
+        ("", "", ""),
+        ("", "\n".join(["la"] * 17), ""),
+    ):
+        with pytest.raises(InvalidRequest, match="Select from 1 to 16 lines with words"):
+            page_desk.rewriting("rewrite", *passage, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import song_length
+import tooltips
 from params import parse_request
 
 LINE = "The rain is falling on the town tonight\n"  # ten syllables
@@ -66,3 +67,19 @@ def test_a_style_has_a_usual_length_and_words_are_read_as_words():
 def test_a_guess_is_an_allowed_length():
     assert guess(lyrics="[Verse]\nla").seconds >= 10
     assert guess(lyrics=f"[Verse]\n{200 * LINE}", bpm=40).seconds == 600
+
+
+def test_the_length_of_lyrics_is_told_beside_that_of_the_song():
+    sung = song_length.sung_length(f"[Verse]\n{8 * LINE}", None, "", "en")
+    # 16 bars of 2.4 s at the usual 100 BPM, 2 bars before them and 4 after.
+    assert (sung.least, sung.bpm) == (pytest.approx(38.4), 100)
+    assert sung.seconds == pytest.approx(38.4 + 6 * 2.4)
+    assert guess(lyrics=f"[Verse]\n{8 * LINE}").seconds == round(sung.seconds)
+
+    def told(chosen):
+        return tooltips.sung_length(sung.seconds, sung.least, sung.bpm, chosen)
+
+    assert told(None) == "Sung in about 0:53 at 100 BPM, with intro and outro."
+    # An intro and an outro may be left out, lines may not.
+    assert told(39) == "Sung in about 0:53 at 100 BPM, with intro and outro; the song is 0:39."
+    assert "more than the 0:38 of the song" in told(38)
