@@ -222,6 +222,7 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit):
         assert violations(page) == []
 
 
+@pytest.mark.slow
 def test_custom_is_short_and_a_chip_opens_its_field(fake, fake_address, visit, tab):
     page = visit(fake_address[0], 1280, 900)
     form = tab(page, "generate")
@@ -287,6 +288,7 @@ def test_custom_is_short_and_a_chip_opens_its_field(fake, fake_address, visit, t
     assert tempo.bounding_box()["height"] <= 1
 
 
+@pytest.mark.slow
 def test_the_faces_are_one_form(page: Page, fake, tab):
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

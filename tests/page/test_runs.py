@@ -97,6 +97,7 @@ def test_a_reload_in_mid_song_finds_the_song_again_and_it_comes_once(
     assert len(fake.requests) == 1 and not fake.closed.is_set()
 
 
+@pytest.mark.slow
 def test_a_song_whose_page_is_closed_goes_on_and_two_new_tabs_show_it(
     page: Page, fake, gate, fake_address, tab
 ):
@@ -246,6 +247,7 @@ def test_words_and_ideas_outlive_the_page_too(lasting: Page, fake, gate, tab):
 # --- several ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_songs_wait_each_with_place_title_and_cancel_and_a_fourth_is_a_sentence(
     lasting: Page, fake, gate, tab
 ):

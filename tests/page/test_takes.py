@@ -342,6 +342,7 @@ class Shaping:
         yield from self.fake.song(request)
 
 
+@pytest.mark.slow
 def test_a_song_takes_shape_is_heard_half_way_and_then_plays_in_place_of_its_draft(
     generate, fake, song: Path, tmp_path: Path
 ):
