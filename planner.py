@@ -367,8 +367,10 @@ def recognition(
     information). For BPM, key, time signature, language and length it is how far up each of their
     tokens is among the likeliest ones; they count as one. Weights and wording are upstream's
     (`acestep/test_time_scaling.py`, reference 5.4). None if the song is too long for the planner,
-    or there are no words.
+    there are no words, or the planner is a small one, which hears no words in codes.
     """
+    if planner.words is not None:
+        return None
     texts: list[tuple[float, str]] = []
     if caption:
         texts.append((CAPTION_WEIGHT, _thoughts({"caption": caption})))
@@ -471,6 +473,7 @@ def _best_sketch(
     for number in range(planner_sketch.SKETCHES):
         for result in _sketch(planner, task, words, given, seed + number, lyrics):
             if isinstance(result, Progress):
+                # One count over all sketches, which never falls.
                 yield replace(result, step=written + result.step)
                 continue
             agrees = planner_sketch.agreement(asked, result["prompt"], known)

@@ -80,6 +80,8 @@ def test_a_song_is_planned_on_a_bare_machine_and_follows_its_plan_as_far_as_aske
         assert planned["used"] and planned["model"] == "preview"
         assert 60 <= planned["bpm"] <= 84 and planned["time_signature"] == "3"
         assert planned["key"].endswith("minor")
+        # It hears no words in codes, so it has no say in which take is best.
+        assert "recognition" not in done.record["takes"][0]["score_parts"]
         songs.append(soundfile.read(done.files[0], dtype="float32")[0].T)
     whole, half, none = songs
     assert engine_evaluate.has_tempo(listening.tempo(whole), planned["bpm"])
@@ -127,3 +129,12 @@ def test_it_is_small_and_plans_for_the_built_in_engine_alone(built_in, bare, tin
     assert bare.models.planner.weights.comes_along
     monkeypatch.setenv("ACE_STUDIO_MODEL", str(tiny_xl))
     assert model_weights.find_planner().folder is None
+    # Nor where it was asked for by name.
+    monkeypatch.setenv("ACE_STUDIO_PLANNER", "preview")
+    studio = backend.Backend()
+    monkeypatch.setattr(backend, "_backend", studio)
+    *_, done = studio.stream(
+        parse_request("generate", {"prompt": "rock", "duration": 10, "options": {"steps": 1}})
+    )
+    assert not done.record["plan"]["used"]
+    assert "for the built-in engine alone" in done.record["plan"]["reason"]
