@@ -45,6 +45,7 @@ PLAYED = LEVELS[DRUMS] * LEVELS[PLAYING] * LEVELS[BEAT]
 SLOWEST = 60
 BPM_A_BIN = 8
 TEMPO_BINS = 16
+NOTES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 FOURTHS = 0.1
 """From this share of beats that are a bar's fourth on, bars have four."""
 
@@ -173,6 +174,3 @@ def _key(chords: np.ndarray) -> str:
                 most = worth
                 best = f"{note} {scale}"
     return best
-
-
-NOTES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
