@@ -8,15 +8,15 @@ Words and references are read as before; only the transformer learns.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
 
 from song_loop import APG_THRESHOLD
-from training.engine_latents import FRAMES_PER_SECOND
-from training.engine_song import LENGTHS, TASKS, PaddingAware, SongStage, build_parts, velocity_of
+from training.engine_parts import build_parts, mask_attention, velocity_of
+from training.engine_song import SongStage, context_of, noise_like
 
 STEPS = 8
 """How many steps the student takes from noise to a song."""
@@ -35,49 +35,42 @@ class DistilledStage(SongStage):
     rate = 0.005
     adam_rate = 5e-4
     WORDS_SHARE = 0.0
+    FRAMES: ClassVar[dict[str, int]] = {"cpu": 2250, "cuda": 64_000}
 
     def __init__(
-        self, device: torch.device, smoke: bool, saved: dict[str, Any] | None, folder: Path
+        self,
+        device: torch.device,
+        smoke: bool,
+        saved: dict[str, Any] | None,
+        folder: Path,
+        workers: int = 0,
     ):
         song = torch.load(folder / "song.pt", map_location="cpu", weights_only=False)
         # What is shipped are the running means of the weights.
         mean = {f"parts.{name}": value for name, value in song["mean"].items()}
         begun = {**song, "live": {**song["live"], **mean}, "begun": True}
-        super().__init__(device, smoke, saved or begun, folder)
+        super().__init__(device, smoke, saved or begun, folder, workers)
         self.facts["teacher"] = song["step"]
-        self.frames = 250 if smoke else 2250
         self.teacher = build_parts(song["layers"])["transformer"].requires_grad_(False).to(device)
         parts = {name.removeprefix("transformer."): value for name, value in song["mean"].items()}
         self.teacher.load_state_dict(
             {name: parts[name] for name, _ in self.teacher.named_parameters()}, strict=False
         )
-        for layer in self.teacher.layers:
-            layer.cross_attn.set_processor(PaddingAware(self.shared))
+        mask_attention(self.teacher, self.shared)
         self.trained = {
             name: p for name, p in self.trained.items() if name.startswith("parts.transformer.")
         }
 
-    def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, step: int, share: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the squared distance between one step of the student and those of the teacher, as velocities."""
         rng = np.random.default_rng([17, step])
-        seconds = int(rng.choice(list(self.pool), p=LENGTHS))
-        count = max(1, self.frames // (seconds * FRAMES_PER_SECOND))
-        batch = [
-            self.example(rng, seconds, str(rng.choice(list(TASKS), p=list(TASKS.values()))))
-            for _ in range(count)
-        ]
-        target = torch.stack([row.target for row in batch]).to(self.device)
-        source = torch.stack([row.source for row in batch]).to(self.device)
-        mask = torch.stack([row.mask for row in batch]).to(self.device).expand_as(source)
-        context = torch.cat([source, mask], dim=2)
-        references = [row.reference for row in batch]
+        batch = self._batch(step, "all")
+        target = batch.target
+        count = len(target)
+        context = context_of(batch)
         with torch.no_grad():
-            states, real = self.conditioner(
-                [row.text for row in batch], [row.lyrics for row in batch], references
-            )
-        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(step)).to(
-            self.device
-        )
+            states, real = self.conditioner(batch.tokens, batch.references, batch.which)
+        noise = noise_like(target, step)
         number = np.where(rng.random(count) < FIRST, 0, rng.integers(STEPS, size=count))
         first = torch.from_numpy(1 - number / STEPS).float().to(self.device)
         last = first - 1 / STEPS
@@ -87,11 +80,9 @@ class DistilledStage(SongStage):
         self._hide(~real)
         velocity = velocity_of(self.module["parts"]["transformer"], latents, first, states, context)
         error = (velocity - wanted).square().mean((1, 2))
-        figures = {"distance": float(error.mean().detach())}
-        early = error[torch.from_numpy(number == 0)]
-        if len(early):
-            figures["first"] = float(early.mean().detach())
-        return error.mean(), figures
+        is_first = torch.from_numpy(number == 0).to(self.device)
+        figures = {"distance": error.mean(), "first": (error * is_first).sum() / is_first.sum()}
+        return error.mean(), {name: value.detach() for name, value in figures.items()}
 
     @torch.no_grad()
     def _taught(

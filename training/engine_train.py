@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AceStepPipeline
 
 from models import quiet_libraries
-from training import engine_distil, engine_song, engine_vae
+from training import engine_distil, engine_examples, engine_song, engine_vae
 from training.band_styles import STYLES
 
 STAGES = {
@@ -50,28 +49,28 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 # --- the optimizer ------------------------------------------------------------------------------------------------
 
 
-def orthogonal(matrix: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return about the nearest orthogonal matrix, by Newton and Schulz's iteration.
+def orthogonal(matrices: torch.Tensor, steps: int) -> torch.Tensor:
+    """Return about the nearest orthogonal matrices to some [N, R, C], by Newton and Schulz's iteration.
 
-    It runs on the small square of a wide or tall matrix, which takes half of the products.
+    It runs on the small squares of wide or tall matrices, which takes half of the products.
     """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
-    x = x / (x.norm() + 1e-7)
-    square = x @ x.T
+    is_wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if is_wide else matrices.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    square = x @ x.mT
     whole = None
     a, b, c = NEWTON_SCHULZ
     for _ in range(steps):
-        factor = torch.addmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         square = factor @ square @ factor
         whole = factor if whole is None else factor @ whole
     x = whole @ x
-    return x if wide else x.T
+    return x if is_wide else x.mT
 
 
 class Optimizer:
-    """Muon (Jordan 2024) for the matrices of a stage, Adam for its other parameters."""
+    """Muon (Jordan 2024) for the matrices of a stage, those of one shape at once, and Adam for its other parameters."""
 
     MOMENTUM = 0.95
 
@@ -86,15 +85,20 @@ class Optimizer:
     @torch.no_grad()
     def step(self, factor: float) -> None:
         """Take a step at `factor` of the stage's rates."""
-        for matrix, held in zip(self.matrices, self.buffers, strict=True):
-            if matrix.grad is None:
-                continue
-            held.lerp_(matrix.grad, 1 - self.MOMENTUM)
-            update = orthogonal(
-                torch.lerp(matrix.grad, held, self.MOMENTUM), self.stage.newton_steps
-            )
-            inputs, outputs = matrix.shape if self.stage.inputs_first else matrix.shape[::-1]
-            matrix.add_(update, alpha=-self.stage.rate * factor * max(1.0, outputs / inputs) ** 0.5)
+        alike: dict[torch.Size, list[int]] = {}
+        for number, matrix in enumerate(self.matrices):
+            if matrix.grad is not None:
+                alike.setdefault(matrix.shape, []).append(number)
+        for shape, numbers in alike.items():
+            matrices = [self.matrices[number] for number in numbers]
+            held = [self.buffers[number] for number in numbers]
+            gradients = [matrix.grad for matrix in matrices]
+            torch._foreach_lerp_(held, gradients, 1 - self.MOMENTUM)
+            ahead = torch._foreach_lerp(gradients, held, self.MOMENTUM)
+            updates = orthogonal(torch.stack(ahead), self.stage.newton_steps)
+            inputs, outputs = shape if self.stage.inputs_first else shape[::-1]
+            rate = self.stage.rate * factor * max(1.0, outputs / inputs) ** 0.5
+            torch._foreach_add_(matrices, updates.unbind(), alpha=-rate)
         for group in self.adam.param_groups:
             group["lr"] = self.stage.adam_rate * factor
         self.adam.step()
@@ -121,7 +125,8 @@ class Optimizer:
 class Training:
     """One stage, its optimizer, the running mean of its weights and its state on disk.
 
-    It ends after `minutes`, by default the stage's own, or after `steps` in all. `smoke` makes everything tiny.
+    It ends after `minutes`, by default the stage's own, or after `steps` in all. `smoke` makes everything tiny. With
+    `workers` the song model's pieces are composed anew by so many processes.
     """
 
     def __init__(
@@ -132,29 +137,34 @@ class Training:
         steps: int | None = None,
         device: str = "cpu",
         smoke: bool = False,
+        workers: int = 0,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.pt"
         self.device = torch.device(device)
+        # It makes a plan for each new shape, and prompts have every length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.steps = steps
         held = read_state(folder, name)
         torch.manual_seed(0)
-        needs_folder = () if name in ("decoder", "encoder") else (folder,)
-        self.stage = STAGES[name](self.device, smoke, held, *needs_folder)
+        more: tuple[Any, ...] = () if name in ("decoder", "encoder") else (folder,)
+        if name in ("song", "distilled"):
+            more = (folder, workers)
+        self.stage = STAGES[name](self.device, smoke, held, *more)
         self.minutes = self.stage.minutes if minutes is None else minutes
         self.optimizer = Optimizer(self.stage)
         self.mean = {n: p.detach().clone() for n, p in self.stage.averaged.items()}
         self.step = 0
         self.spent = 0.0
         if held:
-            self.mean = {n: held["mean"][n].to(self.device) for n in self.mean}
+            self.mean = {n: held["mean"][n].to(kept) for n, kept in self.mean.items()}
             self.step = held["step"]
             self.spent = held["spent"]
         self.begun = bool(held and held.get("begun"))
         if held and "opt" in held:
             self.optimizer.load_state_dict(held["opt"])
         self.half = self.stage.name != "codes" and half_pays(self.device)
-        self.figures: dict[str, list[float]] = {}
+        self.figures: dict[str, list[torch.Tensor]] = {}
 
     @property
     def share(self) -> float:
@@ -207,8 +217,9 @@ class Training:
             live = [self.stage.averaged[name].detach() for name in self.mean]
             torch._foreach_lerp_(list(self.mean.values()), live, 1 - kept)
         self.step += 1
-        for name, value in {"loss": float(loss.detach()), **figures}.items():
-            self.figures.setdefault(name, []).append(value)
+        # Read when they are printed: a GPU would have to be waited for in each step.
+        for name, value in {"loss": loss.detach(), **figures}.items():
+            self.figures.setdefault(name, []).append(torch.as_tensor(value))
 
     def _factor(self, share: float) -> float:
         """Return the share of the rates: a warm-up, then a cosine down to the stage's floor."""
@@ -221,7 +232,10 @@ class Training:
 
     def log(self) -> None:
         """Print what the last half minute brought as a line of JSON, and add it to the stage's log."""
-        figures = {name: float(np.mean(values)) for name, values in self.figures.items()}
+        figures = {
+            name: float(torch.stack(values).float().nanmean())
+            for name, values in self.figures.items()
+        }
         figures |= self.stage.measure(self.mean)
         self.figures = {}
         line = {"stage": self.stage.name, "step": self.step, "seconds": round(self.spent)}
@@ -290,8 +304,11 @@ def begin(checkpoint: Path, folder: Path, smoke: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     quiet_libraries()
     pipe = AceStepPipeline.from_pretrained(checkpoint, dtype=torch.float32)
-    norm = engine_song.latent_norm(folder, engine_song.make_pool(folder, smoke))
-    states = *engine_vae.states_of(pipe.vae, *norm), *engine_song.states_of(pipe, *norm)
+    norm = engine_examples.norm_of(folder, smoke)
+    states = (
+        *engine_vae.states_of(pipe.vae, norm.centre, norm.spread),
+        *engine_song.states_of(pipe, norm),
+    )
     for name, state in zip(PARTS, states, strict=True):
         torch.save(
             {"mean": state["live"], **state, "step": 0, "spent": 0.0, "begun": True},
@@ -422,6 +439,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="default: as many as torch chooses")
     parser.add_argument("--device", default="cpu", help='"cuda" for a GPU')
     parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that compose new pieces for the song model, for a GPU (default: a pool of pieces)",
+    )
+    parser.add_argument(
         "--smoke",
         action="store_true",
         help="two steps of every stage on a few pieces: does it run?",
@@ -453,7 +476,13 @@ def main() -> None:
             held = read_state(arguments.state, name)
             if not held or share_of(held["step"], held["spent"], minutes, steps) < 1:
                 Training(
-                    name, arguments.state, minutes, steps, arguments.device, arguments.smoke
+                    name,
+                    arguments.state,
+                    minutes,
+                    steps,
+                    arguments.device,
+                    arguments.smoke,
+                    arguments.workers,
                 ).run()
                 draw_curve(arguments.state, name)
         if arguments.export:

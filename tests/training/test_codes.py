@@ -7,7 +7,7 @@ import torch
 
 import planner_codes
 from planner_codes import BEAT, CHORD_CELLS, DRUMS, MOMENT, PLAYING
-from training import engine_codes, engine_song
+from training import engine_codes, engine_parts
 from training.band_score import compose
 from training.engine_latents import FRAME_TICKS
 
@@ -16,7 +16,7 @@ def test_digits_are_the_numbers_that_the_real_quantizer_reads():
     digits = engine_codes.digits_of(compose(3, seconds=10.0), 250)
     codes = planner_codes.codes_of(digits)
     assert np.array_equal(planner_codes.digits_in(codes), digits)
-    quantizer = engine_song.build_codes()["audio_tokenizer"].quantizer
+    quantizer = engine_parts.build_codes()["audio_tokenizer"].quantizer
     numbers = quantizer.get_codes_from_indices(torch.from_numpy(codes)[None])[0, 0].numpy()
     steps = (np.array(planner_codes.LEVELS) - 1) / 2
     assert np.allclose((numbers + 1) * steps, digits, atol=1e-5)

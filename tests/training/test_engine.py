@@ -14,6 +14,7 @@ from diffusers import AutoencoderOobleck
 import modes
 import planner_codes
 import song_attention
+import song_clock
 import song_loop
 import song_vae
 from tests.weights import PLANNER
@@ -21,7 +22,9 @@ from training import (
     engine_codes,
     engine_distil,
     engine_evaluate,
+    engine_examples,
     engine_latents,
+    engine_parts,
     engine_song,
     engine_train,
     engine_vae,
@@ -162,9 +165,9 @@ def test_tone_wheels_turn_at_their_own_pitch():
 
 
 def test_codes_in_training_are_those_of_the_class_and_learnable():
-    codes = engine_song.build_codes()
+    codes = engine_parts.build_codes()
     latents = torch.randn(2, 50, 32)
-    quantized = engine_song.quantize(codes["audio_tokenizer"], latents)
+    quantized = engine_parts.quantize(codes["audio_tokenizer"], latents)
     assert torch.allclose(quantized, codes["audio_tokenizer"].tokenize(latents)[0], atol=1e-6)
     quantized.square().sum().backward()
     assert float(codes["audio_tokenizer"].audio_acoustic_proj.weight.grad.abs().max()) > 0
@@ -173,26 +176,31 @@ def test_codes_in_training_are_those_of_the_class_and_learnable():
 @pytest.fixture(scope="module")
 def song(tmp_path_factory: pytest.TempPathFactory) -> engine_song.SongStage:
     folder = tmp_path_factory.mktemp("training")
-    torch.save(engine_song.build_codes().state_dict(), folder / "codes.pt")
+    torch.save(engine_parts.build_codes().state_dict(), folder / "codes.pt")
     return engine_song.SongStage(torch.device("cpu"), True, None, folder)
 
 
-def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
+@pytest.fixture(scope="module")
+def examples(song) -> engine_examples.Examples:
+    return song.examples
+
+
+def test_contexts_are_what_the_studio_asks_for(examples):
     rng = np.random.default_rng(0)
-    row, here = song.pool[10][0], slice(0, 250)
-    score, latents, silence = row.score, song._standard(row.latents), song.silence[here]
+    row, here = examples.pieces.pool[10][0], slice(0, 250)
+    score, latents, silence = row.score, examples.norm.standard(row.latents), examples.silence[here]
 
     def stems(names):
         events = engine_latents.events_of(score, names)
-        return song._standard(latents_of(events, 1000))
+        return examples.norm.standard(latents_of(events, 1000))
 
     for _ in range(6):
-        target, source, mask, instruction = song._context(
+        target, source, mask, instruction = examples._context(
             rng, "text2music", score, latents, here, silence
         )
         assert torch.equal(target, latents) and torch.equal(source, silence) and mask.min() == 1
         assert instruction == modes.TEXT2MUSIC
-        target, source, mask, instruction = song._context(
+        target, source, mask, instruction = examples._context(
             rng, "repaint", score, latents, here, silence
         )
         new = mask[:, 0] > 0
@@ -202,7 +210,7 @@ def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
             and torch.equal(target, latents)
         )
         assert torch.equal(source[~new], latents[~new]) and torch.equal(source[new], silence[new])
-        target, source, mask, instruction = song._context(
+        target, source, mask, instruction = examples._context(
             rng, "lego", score, latents, here, silence
         )
         alone = [stem for stem in STEMS if torch.equal(stems([stem]), target)]
@@ -210,15 +218,17 @@ def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
         assert any(
             f" {engine_latents.track_of(stem, score.instruments)} " in instruction for stem in alone
         )
-        target, source, mask, instruction = song._context(
+        target, source, mask, instruction = examples._context(
             rng, "extract", score, latents, here, silence
         )
         assert torch.equal(source, latents) and instruction.startswith("Extract the ")
-        target, source, mask, instruction = song._context(
+        target, source, mask, instruction = examples._context(
             rng, "complete", score, latents, here, silence
         )
         assert torch.equal(target, latents) and instruction.startswith("Complete ")
-    target, source, mask, instruction = song._context(rng, "cover", score, latents, here, silence)
+    target, source, mask, instruction = examples._context(
+        rng, "cover", score, latents, here, silence
+    )
     assert (
         instruction == modes.COVER
         and source.shape == latents.shape
@@ -226,23 +236,25 @@ def test_contexts_are_what_the_studio_asks_for(song, monkeypatch):
     )
 
 
-def test_some_covers_follow_the_codes_of_their_score(song, monkeypatch):
+def test_some_covers_follow_the_codes_of_their_score(examples, monkeypatch):
     # This tokenizer was never trained: it has codes of its own.
-    assert song.planned_share == 0
-    row, here = song.pool[10][0], slice(100, 200)
-    latents = song._standard(row.latents)[here]
-    silence = song.silence[here]
+    assert examples.planned_share == 0
+    row, here = examples.pieces.pool[10][0], slice(100, 200)
+    latents = examples.norm.standard(row.latents)[here]
+    silence = examples.silence[here]
     sources = []
     for share in (1.0, 0.0):
-        monkeypatch.setattr(song, "planned_share", share)
-        cover = song._context(np.random.default_rng(1), "cover", row.score, latents, here, silence)
+        monkeypatch.setattr(examples, "planned_share", share)
+        cover = examples._context(
+            np.random.default_rng(1), "cover", row.score, latents, here, silence
+        )
         sources.append(cover[1])
-    tokenizer = song.codes["audio_tokenizer"]
+    tokenizer = examples.codes["audio_tokenizer"]
     digits = engine_codes.digits_of(row.score, 100, 100)
     codes = torch.from_numpy(planner_codes.codes_of(digits))[None, :, None]
     with torch.no_grad():
         read = tokenizer.quantizer.get_output_from_indices(codes)
-        planned = song.codes["audio_token_detokenizer"](read)[0]
+        planned = examples.codes["audio_token_detokenizer"](read)[0]
     assert torch.allclose(sources[0], planned, atol=1e-6)
     assert not torch.allclose(sources[0], sources[1])
 
@@ -256,8 +268,7 @@ def step_down(stage, loss: float) -> None:
             parameter -= 0.1 * loss / steepness * parameter.grad
 
 
-def test_the_codes_are_taught_what_the_score_does(song, tmp_path):
-    torch.save({"mu": song.centre, "sd": song.spread}, tmp_path / "norm.pt")
+def test_the_codes_are_taught_what_the_score_does(tmp_path):
     stage = engine_song.CodesStage(torch.device("cpu"), True, None, tmp_path)
     loss, figures = stage.loss(0, 0.0)
     loss.backward()
@@ -282,17 +293,68 @@ def test_a_step_of_the_song_stage_reaches_every_part(song):
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters()), name
 
 
-def test_a_song_from_words_begins_with_its_clock(song):
-    """Half a minute of the clock is all that songs of any length need (song_clock.py)."""
+def test_a_song_from_words_begins_with_its_clock(examples):
     rng = np.random.default_rng(2)
+    whole = [examples.norm.standard(row.latents) for row in examples.pieces.pool[10]]
     for _ in range(4):
-        example = song.example(rng, 10, "text2music")
-        assert torch.equal(example.source, song.silence[:250])
-        assert any(torch.equal(example.target, standard(song, row, 0)) for row in song.pool[10])
+        example = examples.example(rng, 10, "text2music")
+        assert torch.equal(example.source, examples.silence[:250])
+        assert any(torch.equal(example.target, latents) for latents in whole)
 
 
-def standard(song: engine_song.SongStage, row: engine_song.Row, place: int) -> torch.Tensor:
-    return song._standard(row.latents[place : place + 250])
+def test_long_examples_keep_time_as_the_studio_does(examples):
+    score = compose(3, style="waltz", seconds=60.0, bpm=124)
+    pipe = SimpleNamespace(
+        clock=engine_parts.KEPT_TIME,
+        latents_per_second=engine_latents.FRAMES_PER_SECOND,
+        condition_encoder=SimpleNamespace(silence_latent=examples.silence[None]),
+        transformer=SimpleNamespace(dtype=torch.float32),
+        _execution_device=torch.device("cpu"),
+    )
+    asked = SimpleNamespace(bpm=score.bpm, time_signature=str(score.beats))
+    for frames in (500, 501, 1500):
+        silence = song_clock.silence(pipe, frames, asked)
+        assert torch.equal(examples.silence_for(score, frames), silence[0])
+
+
+def test_long_examples_are_seen_as_far_as_the_studio_sees(song):
+    """The layers of the studio, which see 10 s to each side, against those of the training."""
+    parts = engine_parts.build_parts()
+    torch.nn.init.normal_(parts["transformer"].proj_out_conv.weight, std=0.1)
+    ours = parts["transformer"].eval()
+    theirs = engine_parts.build_parts()["transformer"].eval()
+    theirs.load_state_dict(ours.state_dict())
+    engine_parts.mask_attention(ours, {"mask": None})
+    song_attention.use_windows(theirs)
+    latents, states, context = (
+        torch.randn(1, 900, 32),
+        torch.randn(1, 7, 256),
+        torch.randn(1, 900, 64),
+    )
+    asked = (latents, torch.ones(1), states, context)
+    with torch.no_grad():
+        seen = engine_parts.velocity_of(ours, *asked)
+        everything = engine_parts.velocity_of(theirs, *asked)
+        theirs.view = engine_parts.Masked.VIEW
+        near = engine_parts.velocity_of(theirs, *asked)
+    assert torch.allclose(seen, near, atol=1e-4 * float(near.abs().max()))
+    assert not torch.allclose(seen, everything, atol=0.01 * float(near.abs().max()))
+
+
+def test_workers_make_the_batches_of_this_process_from_new_pieces(song, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("composed")
+    torch.save(engine_parts.build_codes().state_dict(), folder / "codes.pt")
+    pieces = engine_examples.Pieces(folder, True, composed=True)
+    examples = engine_examples.Examples(pieces, folder, frames=500, prompts=2)
+    supply = engine_examples.Supply(examples, workers=2)
+    for step, phase in ((0, "words"), (1, "words"), (2, "first"), (3, "first"), (4, "first")):
+        made, own = supply.batch(step, phase), examples.batch(step, phase)
+        assert type(made) is type(own)
+        assert torch.equal(made.tokens.text, own.tokens.text)
+        assert torch.equal(made.answers, own.answers)
+        if phase == "first":
+            assert torch.equal(made.target, own.target) and torch.equal(made.source, own.source)
+    assert not torch.equal(examples.batch(3, "first").target, own.target)
 
 
 @pytest.fixture
@@ -302,7 +364,7 @@ def teacher(song, tmp_path):
     torch.nn.init.normal_(state["parts.transformer.proj_out_conv.weight"], std=0.1)
     mean = {name: state[f"parts.{name}"].clone() for name in song.averaged}
     torch.save({"live": state, "mean": mean, "layers": 6, "step": 5}, tmp_path / "song.pt")
-    torch.save(engine_song.build_codes().state_dict(), tmp_path / "codes.pt")
+    torch.save(engine_parts.build_codes().state_dict(), tmp_path / "codes.pt")
     return tmp_path
 
 
@@ -322,8 +384,9 @@ def test_the_distilled_model_learns_two_guided_steps_as_one_without_guidance(tea
 
 def test_what_is_taught_is_where_the_studio_would_arrive(teacher):
     stage = engine_distil.DistilledStage(torch.device("cpu"), True, None, teacher)
-    states, real = stage.conditioner(["# Caption\nrock"], ["[Verse]"])
-    context = torch.cat([stage.silence[:100], torch.ones(100, 32)], dim=1)[None]
+    tokens = stage.examples.tokens(["# Caption\nrock"], ["[Verse]"])
+    states, real = stage.conditioner(tokens)
+    context = torch.cat([stage.examples.silence[:100], torch.ones(100, 32)], dim=1)[None]
     start = torch.randn(1, 100, 32)
     first = torch.ones(1)
     taught = stage._taught(start, context, states, real, first, first - 1 / 8)

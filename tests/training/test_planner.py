@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import engine_codes, engine_song, planner
+from training import engine_codes, engine_parts, planner
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def tokenizing(tmp_path_factory: pytest.TempPathFactory) -> planner.Tokenizing:
     folder = tmp_path_factory.mktemp("engine")
-    engine_song.build_codes()["audio_tokenizer"].save_pretrained(folder / "audio_tokenizer")
+    engine_parts.build_codes()["audio_tokenizer"].save_pretrained(folder / "audio_tokenizer")
     torch.save({"mu": torch.zeros(32), "sd": torch.ones(32)}, folder / "norm.pt")
     return planner.Tokenizing(folder, folder / "norm.pt")
 
