@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from bootstrap import bootstrap
@@ -28,6 +29,8 @@ if __name__ == "__main__":
     if _arguments.daemon:
         serve_lines()
     shorten_errors()
+    # Nearly all that is loaded from here on stays; `main` switches the collector on again.
+    gc.disable()
 bootstrap()
 
 import asyncio
@@ -163,6 +166,7 @@ def main() -> None:
     except OSError as error:
         log.debug("cannot listen", exc_info=error)
         sys.exit(why_not_listening(_address(), port))
+    gc.enable()
     calm_log.install()
     gpu_ray.pool.start(worker_status, runs_of(get_backend()).allow)
     stopped = _stop_signal()
