@@ -266,7 +266,7 @@ def make(address: str, number: int) -> Any:
     return data
 
 
-@pytest.mark.parametrize("visitors", [12, pytest.param(50, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("visitors", [6, pytest.param(50, marks=pytest.mark.matrix)])
 def test_many_visitors_at_once_each_get_their_own_song(page, machines, output, visitors):
     url = app.launch(page)
     with ThreadPoolExecutor(visitors) as threads:

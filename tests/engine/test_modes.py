@@ -98,9 +98,12 @@ def assert_smooth(result, border, old, fade):
 # --- repaint ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize(
-    "kind", [pytest.param("44.1 kHz mono", marks=SLOW), "48 kHz stereo at full scale"]
+    "kind",
+    [
+        pytest.param("44.1 kHz mono", marks=SLOW),
+        pytest.param("48 kHz stereo at full scale", marks=pytest.mark.numbers),
+    ],
 )
 def test_repaint_changes_the_region_and_nothing_else(studio, make_source, kind):
     source = make_source(kind)
@@ -412,9 +415,7 @@ def test_the_model_never_sees_less_than_128_frames_of_a_source(
 
 
 @SLOW
-@pytest.mark.parametrize(
-    "name", [pytest.param("cover", marks=pytest.mark.numbers), "extend", "morph", "layer"]
-)
+@pytest.mark.parametrize("name", ["cover", "extend", "morph", "layer"])
 def test_a_takes_seed_alone_gives_the_same_take_and_a_mode_stops_within_a_step(
     studio, make_source, name
 ):

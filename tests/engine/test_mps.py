@@ -48,10 +48,9 @@ def decoded(pipe, latents):
     )
 
 
-@pytest.mark.numbers
 @pytest.mark.slow
 def test_short_tiles_are_never_refused_and_give_the_same_sound(refusing, pipe):
-    samples = np.random.default_rng(1).standard_normal((2, 6 * 48_000)).astype(np.float32) * 0.1
+    samples = np.random.default_rng(1).standard_normal((2, 3 * 48_000)).astype(np.float32) * 0.1
     song_vae.use_tiles(refusing.vae, short=True)
     expected = encoded(pipe, samples)
     assert torch.allclose(encoded(refusing, samples).cpu(), expected, atol=1e-4)

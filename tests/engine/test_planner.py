@@ -131,8 +131,13 @@ def assert_same_draws(
             assert_drawn(planner, song, metadata, seed, codes[: differing[0] + 1])
 
 
-@pytest.mark.numbers
-@pytest.mark.parametrize("options", [{"plan_cfg": 5.0, "plan_temperature": 0.4}, {"plan_cfg": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"plan_cfg": 5.0, "plan_temperature": 0.4}, marks=pytest.mark.numbers),
+        {"plan_cfg": 1.0},
+    ],
+)
 def test_batched_guidance_draws_as_the_same_computation_without_a_cache(planner, options):
     song = request(**GIVEN, options=options)
     *_, plan = planning.plan(planner, song, (5, 6))
@@ -192,8 +197,7 @@ def drawn_by_recording(monkeypatch, record):
     monkeypatch.setattr(planner_decoding, "record", record)
 
 
-@pytest.mark.numbers
-@pytest.mark.parametrize("cfg", [2.0, 1.0])
+@pytest.mark.parametrize("cfg", [pytest.param(2.0, marks=pytest.mark.numbers), 1.0])
 def test_replayed_steps_draw_the_same_codes(planner, monkeypatch, cfg):
     song, recordings = {"duration": 60, **GIVEN, "options": {"plan_cfg": cfg}}, []
     plain = make(planner, (5, 6), **song)
