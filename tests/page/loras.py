@@ -37,7 +37,7 @@ class Panel:
         self.tab, self.page, self.list = tab, tab.page, tab.part("loras")
         self.items, self.said = self.list.get_by_role("listitem"), self.list.locator(".said")
         self.line, self.box = tab.part("lora-line"), tab.part("lora-hub").locator("input, textarea")
-        tab.unfold()
+        tab.unfold("sound")
         if not self.list.is_visible():
             tab.part("loras-fold").locator("> button").click()
         expect(self.list).to_be_visible()

@@ -134,14 +134,13 @@ class Tab:
         """Return a field, such as "options.steps"."""
         return self.part(name.rpartition(".")[2].replace("_", "-"))
 
-    def unfold(self, opened: bool = True) -> None:
-        """Open the folded groups and the fields behind chips, or close them."""
-        for chip in self.part("strip").locator("[data-opens]").all():
-            if chip.is_visible() and chip.get_attribute("aria-expanded") != str(opened).lower():
-                chip.click()
-        if self.mode == "edit":
-            self.fine_tune(opened)
-        for name, inside in OF_TABS.get(self.mode, FOLDS).items():
+    def unfold(self, *groups: str, opened: bool = True) -> None:
+        """Open these folded groups, which takes a page a while, or without any all of them and what is behind chips."""
+        if not groups:
+            self.open_chips(opened)
+        folds = OF_TABS.get(self.mode, FOLDS)
+        for name in groups or folds:
+            inside = folds[name]
             if self.field(inside).is_visible() != opened:
                 self.page.locator(f"#{self.mode}-{name} > button").click()
                 expect(self.field(inside)).to_be_visible(visible=opened)
@@ -196,6 +195,14 @@ class Tab:
                 field.locator("input[type=file]").set_input_files(value)
                 expect(field.locator("time").last).to_have_text(re.compile(r"\d:\d\d"))
         return before
+
+    def open_chips(self, opened: bool) -> None:
+        """Open the fields behind chips and Edit's exact settings, or close them."""
+        for chip in self.part("strip").locator("[data-opens]").all():
+            if chip.is_visible() and chip.get_attribute("aria-expanded") != str(opened).lower():
+                chip.click()
+        if self.mode == "edit":
+            self.fine_tune(opened)
 
     def open_chip(self, name: str) -> None:
         """Open a field that is behind a chip, or one of Edit's exact settings."""

@@ -52,7 +52,6 @@ def test_behind_a_proxy_that_tells_another_host_takes_play_and_none_is_called_de
     with Proxy(address, told) as proxy:
         page = visit(proxy.url)
         generate = tab(page, "generate")
-        generate.unfold()
         generate.set("takes", "pick", "2")
         seed = 100 * (fake.songs + 1)
         generate.start()
@@ -88,11 +87,9 @@ def test_a_paste_and_a_right_to_left_script_are_shown_as_they_are_meant(lasting:
     assert box.evaluate("(box) => getComputedStyle(box).direction") == "rtl"
     box.fill("hello")
     assert box.evaluate("(box) => getComputedStyle(box).direction") == "ltr"
-    generate.unfold()
     generate.text("seed").fill("")
     generate.text("seed").press_sequentially("−١")
     expect(generate.text("seed")).to_have_value("-1")
-    generate.unfold(False)
     generate.reset()
 
 
@@ -125,7 +122,7 @@ def test_a_wrong_field_says_so_to_everybody_until_it_changes(
 ) -> None:
     forgiven += ["MediaError"]
     cover = tab(page, "cover")
-    cover.unfold()
+    cover.unfold("details")
     cover.text("prompt").fill("a song")
     words = tmp_path / "words.wav"
     words.write_bytes(b"la la la\n" * 100)

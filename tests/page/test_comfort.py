@@ -53,6 +53,7 @@ def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(lasting: Page, f
     opened.reset()
 
 
+@pytest.mark.slow
 def test_a_press_counts_when_the_page_moves_beneath_the_pointer(page: Page, fake, tab):
     opened = tab(page, "generate")
     opened.set("prompt", "type", "a song")
@@ -287,7 +288,7 @@ def test_other_tabs_work_while_a_song_is_made(lasting: Page, fake, tab):
     generate.runs()
     cover = tab(page, "cover")
     cover.set("prompt", "type", "a brass band")
-    cover.unfold()
+    cover.unfold("details")
     cover.set("takes", "pick", "3")
     expect(cover.go).to_be_enabled()
     page.keyboard.press("Escape")  # cancels nothing: nothing runs in this tab

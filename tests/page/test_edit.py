@@ -216,7 +216,7 @@ def test_the_source_comes_first_and_its_waveform_marks_regions_and_plays(
     edit.set("regions", "type", "0:00-0:01")
     expect(region.locator(".other")).to_have_count(1)
     edit.set("regions", "type", "")
-    edit.unfold()
+    edit.unfold("details")
     edit.set("bpm", "type", "96")
     expect(page.get_by_role("button", name="Snap to beats (96 BPM)")).to_be_visible()
     edit.choose("morph")

@@ -91,7 +91,7 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
 ):
     form.unfold()
     before = {name: form.set(name, "type", value) for name, (value, _) in WRONG.items()}
-    form.unfold(False)
+    form.unfold(opened=False)
     form.go.click()
     # The groups open by themselves, and the line at the button names the fields.
     for name, (value, sentence) in WRONG.items():
@@ -101,7 +101,7 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
     expect(form.text("prompt")).to_be_focused()
     form.set("prompt", "type", before["prompt"])
     form.set("duration", "type", before["duration"])
-    form.unfold(False)
+    form.unfold(opened=False)
     # A wrong field that Simple hides is shown, too.
     choose(form.page, "Simple")
     form.go.click()
@@ -121,7 +121,6 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
 @pytest.mark.slow
 def test_an_example_plays_and_fills_the_form_only_if_it_is_asked_to(page: Page, fake, tab):
     opened = tab(page, "generate")
-    opened.unfold()
     opened.set("prompt", "type", "my own words")
     opened.set("bpm", "type", "200")
     shelf = opened.part("shelf")
@@ -296,7 +295,6 @@ def test_the_faces_are_one_form(page: Page, fake, tab):
     choose(page, "Simple")
     choose(page, "Custom")
     assert [url for url in asked if "queue/join" in url] == []
-    opened.unfold()
     opened.set("bpm", "type", "90")
     opened.set("takes", "pick", "2")
     choose(page, "Simple")

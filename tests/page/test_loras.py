@@ -137,7 +137,7 @@ def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
     fake.script = lambda request: iter([Failed(problem)])
     panel.name("org/none")
     panel.has("org/none")
-    panel.tab.unfold(False)
+    panel.tab.unfold(opened=False)
     panel.tab.go.click()
     expect(panel.line).to_have_text("There is no <b>org/none</b>.Look at its name.")
     expect(panel.list).to_be_visible()

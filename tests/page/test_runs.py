@@ -227,6 +227,7 @@ def test_a_notification_comes_only_if_it_was_asked_for(page: Page, fake, gate, t
         assert page.evaluate("notified") == expected
 
 
+@pytest.mark.slow
 def test_words_and_ideas_outlive_the_page_too(lasting: Page, fake, gate, tab):
     page, lyrics = lasting, tab(lasting, "lyrics")
     lyrics.start("a lighthouse")

@@ -24,7 +24,7 @@ from tests.page.steps import Tab, expect_plain
 
 def fill_in(opened: Tab, **values: str) -> Tab:
     """Ask for a short song in two steps, unless `values` say otherwise."""
-    opened.unfold()
+    opened.unfold("plan-fold", "engine")
     for name, value in {
         "prompt": "warm lo-fi piano",
         "duration": "10",
@@ -84,7 +84,7 @@ def test_a_song_goes_through_every_tab(studio: str, visit, tab):
         made.way(f"Use in {mode.capitalize()}").click()
         made = tab(page, mode)
         expect(made.field("source").locator("time").last).to_have_text(re.compile(r"0:1\d"))
-        made.unfold()
+        made.unfold("engine")
         made.set("options.steps", "type", "2")
         if mode == "extend":
             made.set("before", "type", "1.234")
@@ -124,7 +124,6 @@ def test_the_planner_helps_with_the_words(studio: str, visit, tab, song: Path):
     page = visit(studio)
     generate = tab(page, "generate")
     generate.set("prompt", "type", "an idea")
-    generate.unfold()
     for mode in ("inspire", "polish"):
         generate.part(mode).click()
         expect(generate.part("undo")).to_be_visible()

@@ -208,7 +208,7 @@ def test_a_message_stays_beside_its_field_while_a_song_is_made_elsewhere(lasting
     generate.start()
     generate.runs()
     edit = tab(lasting, "edit")
-    edit.unfold()
+    edit.unfold("details")
     edit.set("bpm", "type", "999")
     edit.set("prompt", "type", MARKUP * 60)
     edit.go.click()

@@ -174,7 +174,7 @@ def test_an_extension_is_set_in_numbers_and_by_dragging_its_ends(page: Page, fak
 # --- a take goes to another tab -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["cover", pytest.param("edit", marks=pytest.mark.matrix)])
 def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     words = {
         "prompt": MARKUP,
@@ -185,7 +185,6 @@ def test_a_take_goes_to_a_tab_in_one_click(lasting: Page, fake, tab, mode: str):
     }
     fake.script = partial(fake.song, request=words)
     generate = tab(lasting, "generate")
-    generate.unfold()
     generate.set("prompt", "type", "a song")
     generate.set("takes", "pick", "2")
     generate.made(fake)

@@ -640,7 +640,6 @@ def test_the_menu_makes_takes_again_and_more_like_one_and_leaves_the_form(genera
     page.goto(link)
     expect(generate.text("prompt")).to_have_value(first.prompt)
     expect(generate.part("message")).to_contain_text(tooltips.FROM_LINK)
-    generate.unfold()
     expect(generate.text("bpm")).to_have_value("")
     assert "#" not in page.url
     generate.text("prompt").fill("something else by now")
@@ -707,7 +706,6 @@ def test_songs_stay_in_the_browser_for_every_tab_and_can_be_found_named_and_remo
 ):
     forgiven += ["status of 403", "status of 404"]
     generate = tab(page, "generate")
-    generate.unfold()
     for prompt in ("sea shanty", "brass band", "a <b>waltz</b>"):
         generate.set("takes", "pick", "2" if prompt == "sea shanty" else "1")
         generate.set("prompt", "type", prompt)
@@ -797,7 +795,6 @@ def test_songs_stay_in_the_browser_for_every_tab_and_can_be_found_named_and_remo
 def test_a_song_of_an_earlier_visit_has_every_action_in_every_tab(page: Page, fake, tab):
     generate = tab(page, "generate")
     fake.script = partial(fake.song, plan={**PLAN, "layout": "closed turn"})
-    generate.unfold()
     generate.set("takes", "pick", "2")
     generate.set("prompt", "type", "sea shanty")
     first = generate.made(fake)
@@ -929,7 +926,7 @@ def test_a_take_is_downloaded_in_another_format(generate, fake):
     assert path.name == "The lamp goes round.flac"
     assert audio_export.read_record(path)["takes"][0]["seed"] == seed
     assert len(fake.requests) == 1
-    generate.unfold()
+    generate.unfold("sound")
     generate.set("options.format", "pick", "MP3, 320 kbit/s")
     fake.script = partial(fake.song, kind="mp3")
     make(generate, fake, 1)

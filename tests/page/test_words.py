@@ -88,7 +88,7 @@ def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_messa
     asked = len(fake.requests)
     lyrics.set("brief", "type", "")
     lyrics.set("options.max_tokens", "type", "0")
-    lyrics.unfold(False)
+    lyrics.unfold(opened=False)
     lyrics.go.click()
     expect(lyrics.field("brief")).to_contain_text(
         "Brief must have from 1 to 2,000 characters: say what"
@@ -606,7 +606,7 @@ def test_a_source_is_described(lasting: Page, fake, tab, song: Path):
     opened = tab(lasting, "edit")
     opened.set("source", "upload", song)
     opened.set("lyrics", "type", "mine")
-    opened.unfold()
+    opened.unfold("details")
     opened.part("describe").click()
     expect(opened.text("prompt")).to_have_value("sea shanty, male choir")
     expect(opened.text("bpm")).to_have_value("96")
@@ -654,9 +654,9 @@ def test_advice_follows_the_lyrics(generate: Tab, fake):
 # --- hints --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_often_goes_wrong_is_mended_with_one_click(lasting: Page, fake, tab):
     generate = tab(lasting, "generate").reset()
-    generate.unfold()
     tokens, advice = generate.part("tokens"), generate.part("advice")
     generate.set("bpm", "type", "76")
     generate.set("prompt", "type", "instrumental polka, 190 bpm")
