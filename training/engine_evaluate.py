@@ -117,16 +117,20 @@ class Line:
 
 
 class Engine:
-    """The checkpoint in `folder` as the studio runs it; `steps` None is the quality's own number."""
+    """The checkpoint in `folder` as the studio runs it, with a request's `options`, by default its quality's own."""
 
     def __init__(
-        self, folder: Path, quality: str, steps: int | None, device: models.Device | None = None
+        self,
+        folder: Path,
+        quality: str,
+        options: dict[str, float] | None = None,
+        device: models.Device | None = None,
     ):
         weights = Weights(folder.name, folder, "variable", "", "preview", None, folder.name)
         self.device = device or models.pick_device(weights)
         # As "preview" the folder would be the one that the studio has, not this one.
         self.pipe = models.build_pipeline(replace(weights, engine="xl"), self.device)
-        self.words = {"quality": quality, "options": {} if steps is None else {"steps": steps}}
+        self.words = {"quality": quality, "options": options or {}}
 
     def make(
         self,
@@ -669,7 +673,7 @@ def main() -> None:
     parser.add_argument(
         "--pieces",
         type=int,
-        default=320,
+        default=960,
         help="rendered pieces that the style classifier learns from",
     )
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -681,6 +685,8 @@ def main() -> None:
         "--form", type=int, default=24, help=f"planned songs of {FORM_SECONDS:g} s with sections"
     )
     parser.add_argument("--quality", default="standard")
+    parser.add_argument("--steps", type=int, help="default: those of the quality")
+    parser.add_argument("--guidance", type=float, help="default: that of the quality")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
         "--picture", type=Path, help="draw the spectrograms of the first eight songs here (PNG)"
@@ -698,7 +704,9 @@ def main() -> None:
     sizes = (given.prompts, given.edits, given.pieces, given.seconds, given.long, given.form)
     if arguments.smoke:
         sizes = (2, 1, 16, 10.0, 1, 1)
-    engine = Engine(folder, arguments.quality, 2 if arguments.smoke else None)
+    options = {"steps": 2 if arguments.smoke else arguments.steps, "guidance": arguments.guidance}
+    given_options = {name: value for name, value in options.items() if value is not None}
+    engine = Engine(folder, arguments.quality, given_options)
     planned_by = None
     if arguments.planner:
         planned_by = load_planner(arguments.planner, engine.device)

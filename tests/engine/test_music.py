@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def engine() -> engine_evaluate.Engine:
-    return engine_evaluate.Engine(SHIPPED, "draft", None)
+    return engine_evaluate.Engine(SHIPPED, "draft")
 
 
 @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.numbers), 2, 5])

@@ -448,7 +448,7 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
     ]
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     assert max(sizes) < 10e6 and sum(sizes) < 40e6
-    engine = engine_evaluate.Engine(folder, "draft", 2)
+    engine = engine_evaluate.Engine(folder, "draft", {"steps": 2})
     score = compose(1, style="rock", seconds=10.0)
     source = render(score).mix
     songs = [
@@ -495,7 +495,7 @@ def test_silence_and_clipping_are_seen():
 
 
 def test_planned_songs_are_made_from_the_planners_codes(tiny, monkeypatch):
-    engine = engine_evaluate.Engine(tiny, "draft", 1)
+    engine = engine_evaluate.Engine(tiny, "draft", {"steps": 1})
     planner = engine_evaluate.load_planner(PLANNER, engine.device)
     score = engine_evaluate.held_out(1, 10.0)[0]
     songs = []
