@@ -8,6 +8,7 @@ chords, drums and notes) is the planner's.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -36,6 +37,7 @@ from planner_codes import (
     NO_BEAT,
     NO_CHORD,
     PLAYING,
+    SNARE,
     TICKS_PER_MINUTE,
 )
 from song_words import pitch_class
@@ -72,6 +74,10 @@ WHO = {
     "break": ("c", "bc", "cl", "bcl"),
     "outro": ("c", "bc", "dbc", "bcl"),
 }
+VERSE_BEFORE_CHORUS = "dbc"
+"""The lead comes in with the chorus."""
+CALM = ("intro", "outro")
+"""Sections in which notes and drums fall on beats alone."""
 ENDING_SECONDS = 0.6
 """How long before the end of a piece its last sound begins, at the latest."""
 
@@ -157,14 +163,14 @@ class Form:
         chance = random.Random(seed)
         names = sections(as_read(lyrics)) or chance.choice(forms_for(self.bars)).split()
         self.sections = spread(names, self.bars)
-        self._who = {name: chance.choice(who) for name, who in WHO.items()}
+        self._who = _players([section.name for section in self.sections], chance)
         note, _, scale = key.partition(" ")
         tonic = pitch_class(note)
         self._chords = planner_codes.chords_of(tonic, scale)
         self._home = planner_codes.chord_number(tonic, scale == "minor")
-        self._find_beats(bpm)
+        self._find_beats(bpm, seconds)
 
-    def _find_beats(self, bpm: int) -> None:
+    def _find_beats(self, bpm: int, seconds: float) -> None:
         """Find the code [beats] and the frame in it that each beat falls into, and each code's bar [N]."""
         ticks_a_beat = TICKS_PER_MINUTE / bpm
         ticks = np.round(np.arange(self.bars * self.beats) * ticks_a_beat).astype(np.int64)
@@ -173,8 +179,13 @@ class Form:
         self._frame_of_beat = places // FRAME_TICKS
         beats_before = np.searchsorted(self._code_of_beat, np.arange(self.count), side="right")
         self._bar_of_code = np.maximum(beats_before - 1, 0) // self.beats
-        last_beats = self._bar_of_code == self.bars - 1
-        self._after_end = last_beats & (np.arange(self.count) > self._code_of_beat[-1])
+        # Nothing begins where it could not fade any more, but for the last strike itself.
+        last_strike = self._code_of_beat[(self.bars - 1) * self.beats]
+        too_late = np.arange(1, self.count + 1) / CODES_PER_SECOND > seconds - ENDING_SECONDS
+        after_beats = np.arange(self.count) > self._code_of_beat[-1]
+        in_last_bar = self._bar_of_code == self.bars - 1
+        self._after_end = in_last_bar & (after_beats | too_late)
+        self._after_end[: last_strike + 1] = False
 
     # --- what can be drawn ---
 
@@ -210,23 +221,34 @@ class Form:
             if place == self._code_of_beat[bar * self.beats]:
                 return (drums == KICK | CYMBALS) & (roles == EVERYBODY)
             return (drums == 0) & (roles & LEAD == 0)
-        who = self._who[self._section_of(bar).name]
+        name = self._section_of(bar).name
+        who = self._who[name]
         playing = sum(ROLES[role] for role in who if role in ROLES)
         heard = roles & ~playing == 0
         if "d" not in who:
             heard &= drums == 0
+        if name in CALM and place not in self._code_of_beat:
+            heard &= (drums == 0) & (roles == 0)
         if place in self._code_of_beat[:: self.beats]:
-            # With the bar begins whoever accompanies.
-            heard &= roles & (playing & ~LEAD) == playing & ~LEAD
+            # With the bar begins whoever accompanies, and the lead where it is what is heard.
+            begins = playing if name == "chorus" else playing & ~LEAD
+            heard &= roles & begins == begins
             if "d" in who:
                 heard &= drums & KICK > 0
+        if place in self._code_of_beat and "d" in who and name not in CALM:
+            # The beat is struck, and a chorus shines.
+            heard &= drums & (CYMBALS if name == "chorus" else KICK | SNARE | CYMBALS) > 0
         return heard
 
     def _in_key(self, place: int) -> np.ndarray:
-        """Return which codes [M] have a chord of the key, or none; a piece begins and ends at home."""
+        """Return which codes [M] have a chord of the key, or none: that of the tonic in every other bar of a section.
+
+        In the scores the tonic's is the chord of two bars in three. A piece ends with it.
+        """
         chords = planner_codes.chord_in(self._digits)
         bar = self._bar_of_code[place]
-        allowed = {self._home} if bar in (0, self.bars - 1) else self._chords
+        at_home = bar == self.bars - 1 or (bar - self._section_of(bar).first) % 2 == 0
+        allowed = {self._home} if at_home else self._chords
         return np.isin(chords, [*allowed, NO_CHORD])
 
     def _section_of(self, bar: int) -> Section:
@@ -291,6 +313,24 @@ class Form:
         if beat + 1 == len(self._code_of_beat):
             return self.count - int(self._code_of_beat[beat])
         return int(self._code_of_beat[beat + 1] - self._code_of_beat[beat])
+
+
+def _players(names: list[str], chance: random.Random) -> dict[str, str]:
+    """Return who plays in each section of a song, another group than in those beside it wherever there is one."""
+    who = {name: chance.choice(groups) for name, groups in WHO.items()}
+    if "verse" in names and "chorus" in names:
+        who["verse"] = VERSE_BEFORE_CHORUS
+    for name in ("intro", "break", "outro"):
+        beside = {
+            who[other]
+            for pair in itertools.pairwise(names)
+            if name in pair
+            for other in pair
+            if other != name
+        }
+        groups = [group for group in WHO[name] if group not in beside]
+        who[name] = chance.choice(groups or WHO[name])
+    return who
 
 
 def _narrowed(mask: np.ndarray, wish: np.ndarray) -> np.ndarray:

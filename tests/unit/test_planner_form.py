@@ -98,6 +98,34 @@ def test_who_does_not_play_in_a_section_is_not_heard_there_and_everybody_strikes
     assert without_drums > 0
 
 
+def test_sections_differ_from_those_beside_them():
+    """In who plays, and a chorus in its cymbals; an intro and an outro have nothing between the beats."""
+    every = np.unique(planner_codes.codes_of(planner_codes.digits_in(EVERY)))[::7]
+    for seed in range(6):
+        form = form_of(every, seed=seed, lyrics=TAGS.replace("[Outro]", "[Bridge]\n\n[Outro]"))
+        names = [section.name for section in form.sections]
+        assert names == ["intro", "verse", "chorus", "verse", "chorus", "break", "outro"]
+        allowed = form.allowed()
+        all_digits = planner_codes.digits_in(every)
+        heard = []
+        for section in form.sections[:-1]:
+            places = np.flatnonzero(
+                (form._bar_of_code >= section.first) & (form._bar_of_code < section.end)
+            )
+            possible = all_digits[allowed[places].any(axis=0)]
+            roles = int(np.bitwise_or.reduce(GRAY[possible[:, PLAYING]]))
+            heard.append((roles, bool(GRAY[possible[:, DRUMS]].any())))
+            off_beat = all_digits[allowed[places[~np.isin(places, form._code_of_beat)]].any(axis=0)]
+            if section.name == "intro":
+                assert not GRAY[off_beat[:, DRUMS]].any() and not GRAY[off_beat[:, PLAYING]].any()
+            if section.name == "chorus":
+                on_beat = all_digits[
+                    allowed[np.intersect1d(places, form._code_of_beat)].any(axis=0)
+                ]
+                assert (GRAY[on_beat[:, DRUMS]] & CYMBALS > 0).all()
+        assert all(one != other for one, other in itertools.pairwise(heard))
+
+
 def test_a_section_repeats_its_first_bars_and_comes_back_in_time_with_its_own_beats():
     form = form_of(bpm=104)
     before = drawn(form)
