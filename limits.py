@@ -116,7 +116,7 @@ MODELS = {"sft": "Best", "turbo": "Fast", "base": "Stems", "preview": "Built-in"
 MOST_MODEL_LETTERS = 500
 QUALITY_STEPS = {"draft": 20, "standard": 50, "best": 80}
 # The same for the built-in engine (docs/preview-engine.md).
-BUILT_IN_STEPS = {"draft": 5, "standard": 8, "best": 20}
+BUILT_IN_STEPS = {"draft": 4, "standard": 8, "best": 16}
 # The sections that the songwriter is asked for, by their name on the page.
 STRUCTURES: dict[str, str] = preset("structures")
 

@@ -678,10 +678,9 @@ def usual_sampling(quality: str, kind: str = "sft") -> Sampling:
         # Guidance is distilled into its weights; upstream's table has 8 steps and shift 3.
         return Sampling(steps=8, guidance=1.0, shift=3.0)
     if kind == "preview":
-        steps = limits.BUILT_IN_STEPS[quality]
-    else:
-        steps = limits.QUALITY_STEPS[quality]
-    return Sampling(steps, guidance=7.0, shift=1.0)
+        # It learnt to arrive without guidance where its teacher does with it.
+        return Sampling(limits.BUILT_IN_STEPS[quality], guidance=1.0, shift=1.0)
+    return Sampling(limits.QUALITY_STEPS[quality], guidance=7.0, shift=1.0)
 
 
 @dataclass(frozen=True)

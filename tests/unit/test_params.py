@@ -221,9 +221,10 @@ def test_quality_and_checkpoint_set_the_steps():
     def settings(kind, **given):
         return params.settle(parse_request("generate", {**PROMPT, **given}), kind)
 
-    for quality, steps, built_in in (("draft", 20, 5), ("standard", 50, 8), ("best", 80, 20)):
+    for quality, steps, built_in in (("draft", 20, 4), ("standard", 50, 8), ("best", 80, 16)):
         assert settings("sft", quality=quality) == params.Settings("sft", steps, 7.0, 1.0)
-        assert settings("preview", quality=quality).steps == built_in
+        chosen = settings("preview", quality=quality)
+        assert chosen == params.Settings("preview", built_in, 1.0, 1.0)
         assert settings("sft", quality=quality, options={"steps": 33}).steps == 33
     # A turbo checkpoint has its own, and notes what it ignores.
     assert settings("turbo") == params.Settings("turbo", 8, 1.0, 3.0)
