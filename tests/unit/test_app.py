@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import socket
@@ -33,6 +34,15 @@ def test_nothing_heavy_is_loaded_until_a_song_is_made():
     )
     result = python("-c", code, ACE_STUDIO_PLANNER="random")
     assert result.stdout.split("\n") == ["[] preview", "False", ""], result.stdout + result.stderr
+
+
+def test_gradio_writes_no_interface_file_beside_a_component(tmp_path, monkeypatch):
+    source = tmp_path / "own_component.py"
+    source.write_text("import gradio\n\n\nclass Own(gradio.Textbox):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("app")
+    assert importlib.import_module("own_component").Own(value="a").value == "a"
+    assert source.exists() and not source.with_suffix(".pyi").exists()
 
 
 @pytest.mark.slow
