@@ -51,7 +51,7 @@ COLUMNS = 100
 
 def make_song(name: str) -> None:
     """Make the song of an example and write it as MP3."""
-    wanted = {**SONGS[name], "duration": SECONDS, "seed": seed_of(name), "quality": "draft"}
+    wanted = {**SONGS[name], "duration": SECONDS, "seed": seed_of(name), "quality": "best"}
     wanted["options"] = {"plan": False, "fade_out": 2, "format": "wav"}
     done = next(
         event
