@@ -47,6 +47,8 @@ _UNSET = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "SPACES_ZERO_GPU"
 for _name in _UNSET:
     os.environ.pop(_name, None)
 
+from tests.visits import browser, forgiven, look, tab, visit  # noqa: E402, F401 (fixtures)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow, too")
@@ -126,6 +128,8 @@ def _peak_mb() -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    # pytest looks for garbage twice more.
+    gc.freeze()
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["peak_mb"] = _peak_mb()
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,9 +16,11 @@ import pytest
 import soundfile
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError, ValidationError
+from playwright.sync_api import expect
 
 import estimate
 import gpu_zero
+import tooltips
 from limits import AUTOMATIC_GPU_SECONDS
 from model_weights import CHECKPOINTS
 from params import parse_request, settle
@@ -26,6 +29,7 @@ from tests.engine.adapters import write_adapter
 from tests.engine.fake_device_api import STREAM, Answer, Queued, no_quota
 from tests.engine.space import Space, open_space
 from tests.engine.zerogpu_studio import MADE_FOR, digest
+from tests.page.steps import Tab, fits, violations
 from tests.program import ROOT
 from tests.waiting import until
 
@@ -76,6 +80,61 @@ def failed(job) -> AppError:
 
 def samples(files: list[dict]):
     return soundfile.read(files[0]["path"])[0]
+
+
+# --- the page, on a Space that has made no song yet ---------------------------------------------------------------
+
+# A visitor's changes in order: the first two cost more, the last one less.
+CHANGES = {
+    "duration": ("type", "240", 240),
+    "takes": ("pick", "3", 3),
+    "quality": ("pick", "Draft, 20 steps", "draft"),
+}
+
+
+def sentence(**values: Any) -> str:
+    """Return the sentence with the seconds that the call itself asks for."""
+    request = parse_request("generate", values)
+    work = estimate.work_of(request, settle(request, "sft"), planner=True)
+    return tooltips.GPU_SECONDS.format(seconds=gpu_zero.gpu_seconds(work))
+
+
+@slow
+def test_the_seconds_are_shown_before_the_click_and_follow_the_form(space: Space, visit, tab):
+    page = visit(space.url, 390)
+    opened: Tab = tab(page, "generate")
+    line, values = opened.part("seconds"), {"prompt": "a song", "duration": 60}
+    opened.unfold()
+    opened.set("duration", "type", "60")
+    sentences = [sentence(**values)]
+    expect(line).to_have_text(sentences[0])
+    for name, (how, shown, value) in CHANGES.items():
+        opened.set(name, how, shown)
+        values[name] = value
+        sentences.append(sentence(**values))
+        expect(line).to_have_text(sentences[-1])
+    assert len({*sentences}) == len(sentences), sentences
+    # It is beside the button, inside the window.
+    assert 0 < opened.go.bounding_box()["y"] - line.bounding_box()["y"] < 100
+    assert fits(page)
+    # Too much for one call is announced before the click and refused after it, without asking for a GPU.
+    asked = len(space.api.asked)
+    opened.set("duration", "type", "600")
+    opened.set("quality", "pick", "Best, 80 steps")
+    expect(line).to_contain_text("seconds of GPU time; one call gets up to 300. It fits with")
+    opened.set("prompt", "type", "a song")
+    opened.go.click()
+    expect(opened.field("duration")).to_contain_text("one call gets up to 300")
+    assert violations(page) == []
+    assert len(space.api.asked) == asked
+    # Nothing is shown while a field is wrong; kept settings have their seconds after a reload.
+    opened.set("duration", "type", "9")
+    expect(line.locator(".shown")).to_have_count(0)
+    opened.set("duration", "type", "240")
+    opened.set("quality", "pick", "Draft, 20 steps")
+    page.reload()
+    expect(opened.text("duration")).to_have_value("240")
+    expect(line).to_have_text(sentences[-1])
 
 
 # --- a song -------------------------------------------------------------------------------------------------------

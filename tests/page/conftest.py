@@ -1,15 +1,10 @@
-"""A real Chromium on the real page, on random weights or on a fake backend that plays a script.
-
-ACE_STUDIO_CHROMIUM names the browser; these tests are skipped without one. A request to another machine fails the test,
-and so does an error in the browser's console.
-"""
+"""What the page is served by: the studio on random weights, or a fake backend that plays a script."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -17,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from gradio import processing_utils
 from gradio import utils as gradio_utils
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page
 
 import model_memory
 import model_weights
@@ -45,115 +40,9 @@ from status import (
 )
 from tests.files import tag_file, write_song
 from tests.page import held
-from tests.page.steps import Tab
 from tests.program import ROOT
+from tests.visits import FORGIVEN, Visits
 from tests.waiting import until
-from tools import screenshots
-
-# Other machines have no address.
-FLAGS = [*screenshots.FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
-# Chromium logs a rejected field (HTTP 422), and Gradio the stream that a reload cuts.
-FORGIVEN = ("status of 422", "signal is aborted", "Connection errored out")
-FIRST_VISIT = """(face) => {
-  for (const storage of [localStorage, sessionStorage]) storage.clear();
-  localStorage.setItem("ace-music-studio-face", face);
-  localStorage.setItem("ace-music-studio-plays", "false");
-}"""
-# Only what never comes is given up: a machine may be several times slower than the one that a test was written on.
-WAIT_MS = 300_000
-expect.set_options(timeout=WAIT_MS)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = screenshots.find_chromium()
-    if not path:
-        pytest.skip("no Chromium: install it, or name it in ACE_STUDIO_CHROMIUM")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="session")
-def look(pytestconfig: pytest.Config) -> dict[str, Any]:
-    width = pytestconfig.getoption("width")
-    return {
-        "width": width,
-        "height": 900 if width > 640 else 844,
-        "theme": pytestconfig.getoption("theme"),
-    }
-
-
-class Visits:
-    """Opens pages as first-time visitors, who share the browser's cache alone; fails on leaving if anything went wrong.
-
-    `forgiven` lists texts allowed in the console; `look` is the default window.
-    """
-
-    free: ClassVar[list[BrowserContext]] = []
-
-    def __init__(self, browser: Browser, forgiven: list[str], look: dict[str, Any]):
-        self.browser, self.forgiven, self.look = browser, forgiven, look
-        self.wrong: list[str] = []
-        self.pages: list[Page] = []
-
-    def __call__(self, url: str, width: int = 0, height: int = 0, face: str = "custom") -> Page:
-        context = (
-            self.free.pop()
-            if self.free
-            else self.browser.new_context(color_scheme=self.look["theme"])
-        )
-        context.set_default_timeout(WAIT_MS)
-        page = context.new_page()
-        self.pages.append(page)
-        page.set_viewport_size(
-            {"width": width or self.look["width"], "height": height or self.look["height"]}
-        )
-        page.goto("/".join([*url.split("/")[:3], "theme.css"]))
-        page.evaluate(FIRST_VISIT, face)
-        page.on("request", self._asked)
-        page.on("console", lambda message: self._said(message.type, message.text))
-        page.on("pageerror", lambda error: self.wrong.append(f"script: {error}"))
-        page.goto(url)
-        expect(page.locator("#studio-status")).to_contain_text("Model:")
-        return page
-
-    def _said(self, kind: str, text: str) -> None:
-        if kind == "error" and not any(allowed in text for allowed in self.forgiven):
-            self.wrong.append(f"console: {text}")
-
-    def _asked(self, request: Any) -> None:
-        if not LOCAL.match(request.url):
-            self.wrong.append(f"asked another machine: {request.url}")
-
-    def __enter__(self) -> Visits:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for page in self.pages:
-            context = page.context
-            page.close()
-            context.clear_permissions()
-            context.clear_cookies()
-            self.free.append(context)
-        assert not self.wrong, self.wrong
-
-
-@pytest.fixture
-def forgiven() -> list[str]:
-    """Return the texts allowed in the console; a test may add to it."""
-    return [*FORGIVEN]
-
-
-@pytest.fixture
-def visit(
-    browser: Browser, forgiven: list[str], look: dict[str, Any]
-) -> Iterator[Callable[..., Page]]:
-    with Visits(browser, forgiven, look) as visit:
-        yield visit
-
 
 # --- the studio as people start it --------------------------------------------------------------------------------
 
@@ -244,6 +133,7 @@ class FakeBackend(Backend):
     def reset(self) -> None:
         self.requests: list[Request] = []
         self.seconds, self.taken = 1, 0
+        self.pause = 0.2  # between the events of a run that has no end, which the page draws
         self.closed, self.prepared = threading.Event(), threading.Event()
         self.script: Callable[[Request], Iterator[Event]] = self.play
         self.facts: dict[str, Any] = {}  # overrides of the status
@@ -348,7 +238,7 @@ class FakeBackend(Backend):
         """Stay at step 3 of 50 until closed, counting the events that were taken."""
         for self.taken in itertools.count():
             yield Progress("steps", 3, 50, 1.0, 19.0)
-            time.sleep(0.05)
+            time.sleep(self.pause)
 
     download = endless
 
@@ -412,8 +302,3 @@ def song(tmp_path: Path) -> Path:
         path, noise * np.linspace(0.3, 1, len(noise))[:, None], SAMPLE_RATE, subtype="PCM_16"
     )
     return path
-
-
-@pytest.fixture
-def tab() -> type[Tab]:
-    return Tab
