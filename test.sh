@@ -24,6 +24,8 @@ done
 
 set_up test
 find_browser
+# Each process that a test starts would compile every module again.
+unset PYTHONDONTWRITEBYTECODE
 cd -- "$ROOT"
 
 failed=""

@@ -55,8 +55,8 @@ def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clo
         "OMP_NUM_THREADS",
     )
     shown = " ".join(f"${{{name}:-}}" for name in names)
-    clone.replace('echo "${*:2}"', f'echo "${{*:2}} as {shown}"')
-    code, said = clone.run("test.sh", "--slow")
+    clone.replace('echo "${*:2}"', f'echo "${{*:2}} as {shown}${{PYTHONDONTWRITEBYTECODE+!}}"')
+    code, said = clone.run("test.sh", "--slow", PYTHONDONTWRITEBYTECODE="1")
     assert code == 0, said
     all_tests, *runs = [line for line in clone.log() if line.startswith("pytest")]
     # These run three times afterwards.
@@ -64,6 +64,8 @@ def test_slow_tests_end_with_the_numbers_as_on_three_other_processors(clone: Clo
     assert len(runs) == 3 and all(run.startswith(NUMBERS) for run in runs)
     assert all("tests/test_sums.py" in run for run in runs)
     assert len({run.partition(" as ")[2] for run in runs}) == 3
+    # What one of them compiled the next one reads.
+    assert not [run for run in (all_tests, *runs) if run.endswith("!")]
     clone.switch("fail-pytest")
     code, said = clone.run("test.sh", "--slow")
     assert code == 1 and "Failed: pytest, pytest as on another processor." in said
