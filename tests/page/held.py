@@ -40,7 +40,7 @@ class HeldBackend(Backend):
             for event in events:
                 yield event
                 while _may_be_held(event) and hold.exists():
-                    time.sleep(0.05)
+                    time.sleep(0.2)
                     yield event
 
 

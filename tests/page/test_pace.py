@@ -41,6 +41,7 @@ def test_the_page_keeps_up(page: Page, fake, tab, song: Path, mode, go, cancel, 
     if mode in ("cover", "extend", "edit"):
         opened.set("source", "upload", song)
     opened.text("brief" if mode == "lyrics" else "prompt").fill("a song")
+    fake.pause = 0.05
     fake.script = drafts if mode == "lyrics" else fake.endless
     page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": rate})
     opened.part(go).click()

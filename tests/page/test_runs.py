@@ -41,7 +41,7 @@ class Gate:
         fake.script = self.play
 
     def play(self, request):
-        while not self.go.wait(0.05):
+        while not self.go.wait(0.2):
             yield Progress("steps", 3, 50, 1.0, 19.0)
         yield from self.fake.play(request)
 

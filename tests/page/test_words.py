@@ -37,7 +37,7 @@ def endless_lyrics(request: Any) -> Iterator[Event]:
     while True:
         lines.append(f"line {len(lines)}")
         yield Draft("\n".join(lines), len(lines))
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 # --- the Lyrics tab -----------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_selected_lines_are_rewritten_cancelled_and_undone(lyrics: Tab, fake):
         new = f"{request.task} {fake.songs}"
         lines = request.passage.with_lines([new] * len(request.passage.lines))
         yield Draft(lines, 5)
-        while not release.wait(0.05):
+        while not release.wait(0.2):
             yield Draft(lines, 5)
         yield from fake.lyrics(request, text=lines)
 
@@ -321,7 +321,7 @@ def test_the_built_in_songwriter_says_what_it_can_and_cannot_do(fake, fake_addre
     release = threading.Event()
 
     def script(request: Any) -> Iterator[Event]:
-        while not release.wait(0.05):
+        while not release.wait(0.2):
             yield Progress("steps", 3, 50, 1.0, 19.0)
         yield from fake.song(request)
 
