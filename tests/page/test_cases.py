@@ -101,8 +101,8 @@ OTHER_KINDS = {
 
 
 @pytest.mark.slow
-def test_a_file_of_another_kind_is_refused_in_our_words(
-    page: Page, tab, forgiven, tmp_path
+def test_a_file_of_another_kind_and_a_wrong_field_say_so_until_they_change(
+    page: Page, tab, forgiven, tmp_path, song
 ) -> None:
     forgiven += ["MediaError"]  # Gradio tries to play it
     cover = tab(page, "cover")
@@ -114,14 +114,7 @@ def test_a_file_of_another_kind_is_refused_in_our_words(
         expect(page.locator("body")).not_to_contain_text("Invalid file type")
         cover.clear("source")
         expect(cover.part("offer")).not_to_contain_text(said)
-
-
-@pytest.mark.slow
-def test_a_wrong_field_says_so_to_everybody_until_it_changes(
-    page: Page, tab, forgiven, tmp_path, song
-) -> None:
-    forgiven += ["MediaError"]
-    cover = tab(page, "cover")
+    # Everybody hears of both, a file and a field.
     cover.unfold("details")
     cover.text("prompt").fill("a song")
     words = tmp_path / "words.wav"
