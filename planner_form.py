@@ -167,7 +167,9 @@ class Form:
         note, _, scale = key.partition(" ")
         tonic = pitch_class(note)
         self._chords = planner_codes.chords_of(tonic, scale)
-        self._home = planner_codes.chord_number(tonic, scale == "minor")
+        is_minor = scale == "minor"
+        self._home = planner_codes.chord_number(tonic, is_minor)
+        self._away = {planner_codes.chord_number((tonic + up) % 12, is_minor) for up in (5, 7)}
         self._find_beats(bpm, seconds)
 
     def _find_beats(self, bpm: int, seconds: float) -> None:
@@ -241,14 +243,19 @@ class Form:
         return heard
 
     def _in_key(self, place: int) -> np.ndarray:
-        """Return which codes [M] have a chord of the key, or none: that of the tonic in every other bar of a section.
+        """Return which codes [M] have a chord of the key, or none; a piece ends with that of the tonic.
 
-        In the scores the tonic's is the chord of two bars in three. A piece ends with it.
+        Of the four bars that a section repeats, every other one has that of the tonic, as two bars in three of the
+        scores have, and the last that of the fourth or the fifth, without which the scale would be anybody's.
         """
         chords = planner_codes.chord_in(self._digits)
         bar = self._bar_of_code[place]
-        at_home = bar == self.bars - 1 or (bar - self._section_of(bar).first) % 2 == 0
-        allowed = {self._home} if at_home else self._chords
+        allowed = self._chords
+        place_in_loop = (bar - self._section_of(bar).first) % LOOP_BARS
+        if place_in_loop % 2 == 0 or bar == self.bars - 1:
+            allowed = {self._home}
+        elif place_in_loop == LOOP_BARS - 1:
+            allowed = self._away
         return np.isin(chords, [*allowed, NO_CHORD])
 
     def _section_of(self, bar: int) -> Section:

@@ -38,7 +38,7 @@ from limits import SAMPLE_RATE
 from model_weights import BUILT_IN, MODEL_VARIABLE, Weights
 from params import parse_request, settle
 from training import engine_codes, listening
-from training.band_score import Score, compose
+from training.band_score import Part, Score, compose
 from training.band_sounds import render
 from training.band_styles import STYLES
 from training.engine_latents import FRAMES_PER_SECOND
@@ -194,6 +194,20 @@ def held_out(count: int, seconds: float, first: int = 0) -> list[Score]:
     ]
 
 
+def with_sections(count: int) -> list[Score]:
+    """Return scores of `FORM_SECONDS` with section tags."""
+    styles = list(STYLES)
+    return [
+        compose(
+            FIRST_FORM_SEED + number,
+            style=styles[number % len(styles)],
+            seconds=FORM_SECONDS,
+            lyrics=FORM_LYRICS,
+        )
+        for number in range(count)
+    ]
+
+
 def rendered(scores: list[Score]) -> Iterator[np.ndarray]:
     """Yield the samples [2, n] of the band's own renderings."""
     for score in scores:
@@ -302,29 +316,55 @@ def judged(samples: np.ndarray | None, score: Score) -> dict[str, bool]:
 
 def draw_songs(engine: Engine, songs: list[tuple[Score, dict[str, Any]]], path: Path) -> None:
     """Draw the spectrograms of songs, made once more, under what was asked and what `describe` heard."""
+    pictures = []
+    for score, heard in songs:
+        title = (
+            f"{score.style}, seed {score.seed}: asked {score.bpm} BPM, {score.key}; "
+            f"heard {heard['tempo']:g} BPM, {heard['key']}"
+        )
+        pictures.append((title, engine.make("generate", score, duration=score.seconds), ()))
+    draw_spectrograms(pictures, path)
+
+
+def draw_planned(engine: Engine, planned_by: planner.Planner, path: Path) -> None:
+    """Draw the spectrograms of `SHOWN` planned songs with the sections of their plans."""
+    pictures = []
+    for score in with_sections(SHOWN):
+        song = engine.make("generate", score, planned_by=planned_by, duration=score.seconds)
+        title = f"{score.style}, seed {score.seed}: {score.bpm} BPM, {score.key}"
+        pictures.append((title, song, score.form))
+    draw_spectrograms(pictures, path)
+
+
+def draw_spectrograms(
+    pictures: list[tuple[str, np.ndarray | None, tuple[Part, ...]]], path: Path
+) -> None:
+    """Draw the spectrogram of each song [2, n] under its title, with a line and a name where a section begins."""
     import librosa
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(
-        -(-len(songs) // 2), 2, figsize=(14, 2.4 * -(-len(songs) // 2)), squeeze=False
-    )
-    for axis, (score, heard) in zip(axes.flat, songs, strict=False):
-        mono = engine.make("generate", score, duration=score.seconds).mean(axis=0)
-        mel = librosa.power_to_db(
-            librosa.feature.melspectrogram(y=mono, sr=SAMPLE_RATE, n_mels=96), ref=np.max, top_db=70
-        )
-        axis.imshow(
-            mel, origin="lower", aspect="auto", cmap="magma", extent=(0, score.seconds, 0, len(mel))
-        )
-        axis.set_title(
-            f"{score.style}, seed {score.seed}: asked {score.bpm} BPM, {score.key}; "
-            f"heard {heard['tempo']:g} BPM, {heard['key']}",
-            fontsize=9,
-        )
+    rows = -(-len(pictures) // 2)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(14, 2.4 * rows), squeeze=False)
+    for axis, (title, samples, sections) in zip(axes.flat, pictures, strict=False):
+        axis.set_title(title, fontsize=9)
         axis.set_yticks([])
+        if samples is None:
+            continue
+        mel = librosa.power_to_db(
+            librosa.feature.melspectrogram(y=samples.mean(axis=0), sr=SAMPLE_RATE, n_mels=96),
+            ref=np.max,
+            top_db=70,
+        )
+        seconds = samples.shape[1] / SAMPLE_RATE
+        axis.imshow(
+            mel, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, len(mel))
+        )
+        for part in sections:
+            axis.axvline(part.start, color="white", linewidth=1)
+            axis.text(part.start + 0.5, len(mel) - 12, part.name, color="white", fontsize=8)
     figure.supxlabel("seconds")
     figure.tight_layout()
     figure.savefig(path, dpi=70)
@@ -545,15 +585,8 @@ def measure_form(
 
     Returns the lines and, song by song, what was found.
     """
-    styles = list(STYLES)
     rows = []
-    for number in range(count):
-        score = compose(
-            FIRST_FORM_SEED + number,
-            style=styles[number % len(styles)],
-            seconds=FORM_SECONDS,
-            lyrics=FORM_LYRICS,
-        )
+    for score in with_sections(count):
         song = engine.make("generate", score, planned_by=planned_by, duration=score.seconds)
         found = {"engine": form_heard(song, score), "ruler": form_heard(render(score).mix, score)}
         rows.append({"seed": score.seed, "asked_style": score.style, **found})
@@ -692,6 +725,11 @@ def main() -> None:
         "--picture", type=Path, help="draw the spectrograms of the first eight songs here (PNG)"
     )
     parser.add_argument(
+        "--planned-picture",
+        type=Path,
+        help="draw eight planned songs with their sections here (PNG)",
+    )
+    parser.add_argument(
         "--card", action="store_true", help="add the table to the checkpoint's README.md"
     )
     parser.add_argument(
@@ -720,6 +758,8 @@ def main() -> None:
     if arguments.picture:
         scores = held_out(min(sizes[0], SHOWN), sizes[3])
         draw_songs(engine, [*zip(scores, details["songs"], strict=False)], arguments.picture)
+    if arguments.planned_picture and planned_by is not None:
+        draw_planned(engine, planned_by, arguments.planned_picture)
     if arguments.card:
         write_card(folder, rows)
     failed = [line.name for line in lines if line.name in GATE and line.passed is False]
