@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,10 +23,14 @@ MADE = {"/generate": {10, 12.5}, "/cover": {SECONDS}, "/extend": {SECONDS + 3}, 
 
 
 def printed_by_python(code):
-    """Run a program with nothing but its own names; a process of its own would only import the same client again."""
+    """Run a program with nothing but its own names; a process of its own would only import the same client again.
+
+    It has a thread of its own, in which no loop of a browser runs.
+    """
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "docs/api.md", "exec"), {"__name__": "__main__"})
+    program = compile(code, "docs/api.md", "exec")
+    with contextlib.redirect_stdout(printed), ThreadPoolExecutor(1) as thread:
+        thread.submit(exec, program, {"__name__": "__main__"}).result()
     return printed.getvalue()
 
 
