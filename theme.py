@@ -385,10 +385,10 @@ def styles() -> str:
 def tags(box: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the buttons that put a section tag into the text of `box`, an element id (static/desk.js).
 
-    `more` has further buttons, by what they do.
+    `more` has further buttons, by what they do. They come first: on a phone the line goes on to the right.
     """
-    chips = [_chip(f'data-tag="{escape(name)}"', f"[{name}]") for name in tooltips.TAG_BAR]
-    chips += [_chip(f'data-desk="{act}"', name) for act, name in more.items()]
+    chips = [_chip(f'data-desk="{act}"', name) for act, name in more.items()]
+    chips += [_chip(f'data-tag="{escape(name)}"', f"[{name}]") for name in tooltips.TAG_BAR]
     label = escape(tooltips.TAG_BAR_LABEL)
     group = f'role="group" aria-label="{label}" data-into="{box}"'
     return f'<div class="styles tags" {group}>{"".join(chips)}</div>'
