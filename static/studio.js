@@ -142,6 +142,7 @@ window.studio = {};
     true
   );
 
+  const DOUBLE_CLICK_MS = 500;
   // A double click is one song. Its second click is not meant for Cancel either, which comes up beneath the pointer.
   document.addEventListener(
     "click",
@@ -178,6 +179,7 @@ window.studio = {};
 
   // Ctrl or Cmd + Enter presses the main button of the open tab, Esc cancels what runs there: nothing while a list or a
   // dialog is open, which these keys belong to then. Before Gradio closes the list, hence in the capturing phase.
+  let lastGo = -Infinity;
   document.addEventListener(
     "keydown",
     (event) => {
@@ -192,6 +194,9 @@ window.studio = {};
       if (!button) return;
       event.preventDefault();
       event.stopPropagation();
+      // Pressed twice in the time of a double click, it is one song as well.
+      if (go && event.timeStamp - lastGo < DOUBLE_CLICK_MS) return;
+      if (go) lastGo = event.timeStamp;
       // Esc while writing is seldom meant for the song: it leaves the box, and the next one cancels.
       const box = cancel && event.target.closest?.("textarea, input:not([type=checkbox], [type=radio], [type=range])");
       if (box) box.blur();
