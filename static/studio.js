@@ -143,6 +143,7 @@ window.studio = {};
   );
 
   const DOUBLE_CLICK_MS = 500;
+
   // A double click is one song. Its second click is not meant for Cancel either, which comes up beneath the pointer.
   document.addEventListener(
     "click",
@@ -177,9 +178,10 @@ window.studio = {};
   };
   new MutationObserver(handOn).observe(document, { subtree: true, attributeFilter: ["disabled"] });
 
+  let lastGo = -Infinity; // when the keys started a song, if they have not cancelled since
+
   // Ctrl or Cmd + Enter presses the main button of the open tab, Esc cancels what runs there: nothing while a list or a
   // dialog is open, which these keys belong to then. Before Gradio closes the list, hence in the capturing phase.
-  let lastGo = -Infinity;
   document.addEventListener(
     "keydown",
     (event) => {
@@ -196,7 +198,7 @@ window.studio = {};
       event.stopPropagation();
       // Pressed twice in the time of a double click, it is one song as well.
       if (go && event.timeStamp - lastGo < DOUBLE_CLICK_MS) return;
-      if (go) lastGo = event.timeStamp;
+      lastGo = go ? event.timeStamp : -Infinity;
       // Esc while writing is seldom meant for the song: it leaves the box, and the next one cancels.
       const box = cancel && event.target.closest?.("textarea, input:not([type=checkbox], [type=radio], [type=range])");
       if (box) box.blur();

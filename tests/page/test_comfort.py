@@ -17,6 +17,16 @@ from tests.page.steps import SHARED, Tab, copies_of, reload
 
 # --- keys ---------------------------------------------------------------------------------------------------------
 
+# Keeps the moment at which Enter is pressed, and presses it with Cmd a millisecond later.
+NOTE_ENTER = """() => addEventListener("keydown", (event) => {
+    if (event.key === "Enter") window.entered ??= event.timeStamp;
+}, true)"""
+META_ENTER = """(box) => {
+    const event = new KeyboardEvent("keydown", { key: "Enter", metaKey: true, bubbles: true });
+    Object.defineProperty(event, "timeStamp", { value: window.entered + 1 });
+    box.dispatchEvent(event);
+}"""
+
 
 @pytest.mark.slow
 def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(lasting: Page, fake, tab):
@@ -31,6 +41,7 @@ def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(lasting: Page, f
     assert fake.requests == []
     fake.script = fake.endless
     opened.text("prompt").fill("a song")
+    page.evaluate(NOTE_ENTER)
     opened.text("prompt").press("Control+Enter")
     opened.runs()
     key.click()
@@ -48,7 +59,8 @@ def test_keys_start_and_cancel_a_run_but_belong_to_an_open_list(lasting: Page, f
     assert len(fake.requests) == 1
     fake.script = fake.play
     seed = 100 * (fake.songs + 1)
-    opened.text("prompt").press("Meta+Enter")
+    # However soon after the first.
+    opened.text("prompt").evaluate(META_ENTER)
     opened.has(seed)
     opened.reset()
 
