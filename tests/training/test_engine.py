@@ -28,6 +28,7 @@ from training import (
     engine_song,
     engine_train,
     engine_vae,
+    listening,
 )
 from training.band_score import DRUMS, INSTRUMENTS, KITS, LOWEST, ROLES, compose
 from training.band_sounds import MIX_GAIN, STEMS, render
@@ -481,6 +482,17 @@ def test_the_smoke_command_exports_a_checkpoint_that_makes_songs(tmp_path, monke
 
 
 # --- the measurements ---------------------------------------------------------------------------------------------
+
+
+def test_renderings_are_heard_for_what_they_are():
+    """Those whose beats also fall in threes, or whose minor chords have overtones of a major one."""
+    scores = engine_evaluate.held_out(18, 20.0)
+    # Two thirds of the tempo are 117.
+    fast = render(scores[9]).mix
+    assert scores[9].bpm == 175 and engine_evaluate.has_tempo(listening.tempo(fast), 175)
+    for score in (scores[1], scores[17]):
+        assert score.key == "A minor"
+        assert listening.key_ranking(render(score).mix)[0] == "A minor"
 
 
 def test_silence_and_clipping_are_seen():

@@ -26,7 +26,8 @@ from planner_codes import (
     NOTHING,
     PLAYING,
 )
-from planner_form import EVERYBODY, Form, sections, spread
+from planner_form import ENDING_SECONDS, EVERYBODY, Form, sections, spread
+from song_words import pitch_class
 
 # Every beat, frame, chord and role; no drums, or kick and cymbals.
 EVERY = np.arange(int(np.prod(LEVELS)))
@@ -77,8 +78,28 @@ def test_chords_are_those_of_the_key_and_a_piece_begins_and_ends_at_home(key: st
     named = set(chords.tolist()) - {NO_CHORD}
     assert 1 < len(named) <= 7
     bars = np.maximum(np.cumsum(digits[:, BEAT] != NO_BEAT) - 1, 0) // 4
-    for bar in (0, form.bars - 1):
-        assert len(set(chords[bars == bar].tolist()) - {NO_CHORD}) == 1
+    heard = [set(chords[bars == bar].tolist()) - {NO_CHORD} for bar in range(form.bars)]
+    tonic, scale = pitch_class(key.split()[0]), key.split()[1]
+    home, *away = (
+        planner_codes.chord_number((tonic + up) % 12, scale == "minor") for up in (0, 5, 7)
+    )
+    assert heard[-1] == {home}
+    for section in form.sections:
+        for bar in range(section.first, min(section.end, form.bars - 1)):
+            in_loop = (bar - section.first) % 4
+            if in_loop in (0, 2):
+                assert heard[bar] == {home}
+            elif in_loop == 3:
+                assert heard[bar] <= set(away)
+
+
+def test_nothing_begins_where_it_could_not_fade_any_more():
+    """The last bar has a second beat, half a second before the end."""
+    form = form_of(bpm=143, seconds=17.7)
+    digits = planner_codes.digits_in(KNOWN[drawn(form)])
+    too_late = np.arange(1, form.count + 1) / 5 > 17.7 - ENDING_SECONDS
+    assert (digits[too_late, BEAT] != NO_BEAT).any()
+    assert not GRAY[digits[too_late][:, [DRUMS, PLAYING]]].any()
 
 
 def test_who_does_not_play_in_a_section_is_not_heard_there_and_everybody_strikes_the_end():
