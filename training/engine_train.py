@@ -142,7 +142,7 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.pt"
         self.device = torch.device(device)
-        # It makes a plan for each new shape, and prompts have every length.
+        # cuDNN's attention makes a plan for each new shape, and prompts have every length.
         torch.backends.cuda.enable_cudnn_sdp(False)
         self.steps = steps
         held = read_state(folder, name)

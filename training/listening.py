@@ -45,7 +45,7 @@ def tempo(samples: np.ndarray) -> float:
     The onsets' autocorrelation is read at the first eight beats of each tempo from 40 to 220, in steps of half a
     percent, and at its half beats. What comes after two or four thirds of a beat speaks against it: then the beat is
     another, of which three are two of this one's. All is weighted by how usual the tempo is (around 115, two octaves
-    wide). Of 144 renderings of 20 s it finds the tempo of all, without the thirds of 133.
+    wide). Of 144 renderings of 20 s it finds the tempo of all, without half beats and thirds of 133.
     """
     strength = pulse(samples)
     strength = strength - strength.mean()
