@@ -28,7 +28,7 @@ PAGE_ONLY = {"track": lambda value: value in TRACKS, "part": lambda value: isins
 _KEEP = """(...values) => studio.kept("{mode}", Object.fromEntries(
   {names}.map((name, i) => [name, values[i]]).filter(([, value]) => !(value?.length > {most}))
 ))"""
-_BACK = "(found) => {ids}.map((id) => (studio.touched(id) ? undefined : found[id]))"
+_BACK = "(found) => studio.back({ids}, found)"
 
 
 def connect_memory(demo: gr.Blocks, forms: Sequence[Form]) -> None:

@@ -2,6 +2,7 @@
 (() => {
   const ask = {};
   const soon = {};
+  const early = new Set(); // before the settings of the last visit were back
 
   const now = (mode) => {
     clearTimeout(soon[mode]);
@@ -14,9 +15,15 @@
   };
 
   studio.changed = (mode) => {
+    if (!studio.isBack) {
+      early.add(mode);
+      return;
+    }
     clearTimeout(soon[mode]);
     soon[mode] = setTimeout(now, 100, mode);
   };
+
+  document.addEventListener("studio-back", () => early.forEach(studio.changed));
 
   addEventListener("pagehide", () => Object.keys(soon).forEach(now));
 

@@ -19,6 +19,12 @@ window.studio = {};
   const touched = new Set();
   studio.touch = (mode) => touched.add(mode);
   studio.touched = (id) => touched.has(id) || touched.has(id.split("-")[0]);
+  // The values of fields by their ids, in their order; until these are there, the fields hold nothing to be kept.
+  studio.back = (ids, found) => {
+    studio.isBack = true;
+    document.dispatchEvent(new Event("studio-back"));
+    return ids.map((id) => (studio.touched(id) ? undefined : found[id]));
+  };
   for (const kind of ["input", "change", "drop", "mousedown"])
     document.addEventListener(
       kind,

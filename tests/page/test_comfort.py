@@ -100,6 +100,11 @@ def test_a_press_counts_when_the_page_moves_beneath_the_pointer(page: Page, fake
     assert len(fake.requests) == 2
 
 
+OWN_SETTINGS = "sessionStorage.getItem('ace-music-studio-own-generate')"
+# A change is kept a tenth of a second after it.
+KEPT_A_WHILE_LATER = f"new Promise((done) => setTimeout(() => done({OWN_SETTINGS}), 1000))"
+
+
 # --- kept settings ------------------------------------------------------------------------------------------------
 
 
@@ -209,9 +214,12 @@ def test_restored_settings_do_not_overwrite_early_typing(
     page.reload()
     opened.text("prompt").fill("typed at once")
     assert looked.wait(100)
+    # What the fields hold by then is not kept in the place of what comes back: it would be lost in another reload.
+    assert "la la" in page.evaluate(KEPT_A_WHILE_LATER)
     held.set()
     expect(opened.text("lyrics")).to_have_value("la la")
     expect(opened.text("prompt")).to_have_value("typed at once")
+    page.wait_for_function(f"{OWN_SETTINGS}.includes('typed at once')")
 
 
 # --- the token budget ---------------------------------------------------------------------------------------------
