@@ -13,6 +13,7 @@ UNFINISHED="$VENV/ace-studio-unfinished"
 WANTS_MEDIA=""
 OLDEST_MINOR=11
 OLDEST_NODE=20
+QUICK_PIP="pip>=25"
 # torch 2.11.0 and everything else in requirements.txt have wheels for 3.14, and none for 3.15.
 NEWEST_MINOR=14
 NEEDS="ACE Music Studio needs Python 3.$OLDEST_MINOR to 3.$NEWEST_MINOR (3.12 is the best choice)"
@@ -155,7 +156,10 @@ install_requirements() { # run|ray|test
         "(the first time: minutes, and gigabytes on the disk)"
     # With a trap bash waits for pip before it ends, so the lock is held as long as pip writes.
     trap 'interrupted=yes' INT TERM HUP
-    "$VENV/bin/python" -m pip install $quiet --no-compile "${requirements[@]}" </dev/null || status=$?
+    # One that came with an older Python looks at every file of every package for three times as long.
+    "$VENV/bin/python" -m pip install -q --no-compile --retries 1 "$QUICK_PIP" </dev/null >/dev/null 2>&1 || :
+    [ -n "$interrupted" ] ||
+        "$VENV/bin/python" -m pip install $quiet --no-compile "${requirements[@]}" </dev/null || status=$?
     trap - INT TERM HUP
     # The mark stays when pip was cut off: half a package may lie there, so the next run begins anew.
     if [ -n "$interrupted" ]; then

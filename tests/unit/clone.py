@@ -1,7 +1,7 @@
 """A copy of the set-up scripts in a temporary folder whose PATH holds only fakes and plain tools.
 
 A fake Python has the version and modules that a test gives it, makes virtual environments with a copy of itself, and
-logs the calls of pip, compileall, app.py, ruff, mypy and pytest.
+logs the calls of pip, compileall, app.py, ruff, mypy and pytest. It finds no newer pip, and logs that aside.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ exec(code)" "${{@:2}}" ;;
     mkdir -p "$3/bin" && cp "$0" "$3/bin/python"
     [ ! -e "$LOG.stop-venv" ] || kill -9 $PPID ;;
 "-m pip")
+    case "$*" in *"pip>="*) echo "${{*:3}}" >>"$LOG.newer-pip"; exit 1 ;; esac
     echo "pip ${{*:3}}" >>"$LOG"
     while [ -e "$LOG.hold-pip" ]; do sleep 0.1; done
     [ ! -e "$LOG.stop-pip" ] || kill -9 $PPID

@@ -183,6 +183,17 @@ def test_a_failed_installation_is_an_error_and_is_retried(clone: Clone) -> None:
     assert clone.log()[:3] == [clone.installing(), "compileall", f"cwd {clone.root}"]
 
 
+def test_a_newer_pip_is_asked_for_with_the_packages_and_not_needed(clone: Clone) -> None:
+    asked = clone.log_file.with_name("log.newer-pip")
+    for _ in range(2):
+        code, said = clone.run("run.sh")
+        assert code == 0, said
+        assert asked.read_text() == "install -q --no-compile --retries 1 pip>=25\n"
+    (clone.root / "requirements.txt").write_text("another\n")
+    clone.run("run.sh")
+    assert len(asked.read_text().splitlines()) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mishap", ["stop-venv", "interrupt-pip"])
 def test_an_interrupted_set_up_begins_again(clone: Clone, mishap: str) -> None:
