@@ -341,6 +341,20 @@ class Tab:
         return path
 
 
+def making(page: Page, mode: str = "generate") -> Locator:
+    """Return the cards of the songs that are being made."""
+    return page.locator(f"#{mode}-takes-made .making")
+
+
+def takes(page: Page, mode: str = "generate") -> Locator:
+    """Return the takes of the songs that are open."""
+    return page.locator(f"#{mode}-takes-made .list .take")
+
+
+def songs(page: Page, mode: str = "generate") -> Locator:
+    return page.locator(f"#{mode}-takes-made .song")
+
+
 def song_without_copy(generate: Tab, fake: Any) -> Path:
     """Make a song, delete the copy that Gradio serves, and return the file in the output folder."""
     generate.set("prompt", "type", "a song")

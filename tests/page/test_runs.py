@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -20,16 +18,12 @@ from params import parse_request
 from runs import runs_of
 from tests.engine.test_runs import detached, finished, state, streamed
 from tests.page import held
-from tests.page.proxy import Proxy
-from tests.page.steps import Tab, reload
-from tests.page.test_song import fill_in
+from tests.page.steps import making, reload, songs, takes
+from tests.page.test_song import SONG_MS, fill_in, long_song
 from tests.program import serving
 from tests.waiting import until
 
 TITLE = "ACE Music Studio"
-SONG_MS = 180_000
-# What a song that can be held says.
-UNDER_WAY = re.compile(rf"step \d of {held.HELD_STEPS}")
 
 
 class Gate:
@@ -49,19 +43,6 @@ class Gate:
 @pytest.fixture
 def gate(fake):
     return Gate(fake)
-
-
-def making(page: Page, mode: str = "generate"):
-    return page.locator(f"#{mode}-takes-made .making")
-
-
-def takes(page: Page, mode: str = "generate"):
-    """Return the takes of the songs that are open."""
-    return page.locator(f"#{mode}-takes-made .list .take")
-
-
-def songs(page: Page, mode: str = "generate"):
-    return page.locator(f"#{mode}-takes-made .song")
 
 
 def asked(page: Page) -> list[str]:
@@ -322,92 +303,7 @@ def test_a_place_in_the_queue_is_seen_once_and_heard_once(lasting: Page, fake, g
     expect(lyrics.progress).to_contain_text("Written in")
 
 
-# --- the real engine ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hold():
-    """Hold the long songs of `studio` in mid-song; return the file whose removal lets them go on."""
-    file = held.hold_file(os.environ["ACE_STUDIO_OUTPUT"])
-    file.touch()
-    yield file
-    file.unlink(missing_ok=True)
-
-
-def long_song(page: Page, tab: type[Tab]) -> Tab:
-    """Start a song that can be held on the real engine, and wait until it is being made."""
-    generate = fill_in(tab(page, "generate"), steps=str(held.HELD_STEPS))
-    generate.set("options.plan", "tick", False)
-    generate.go.click()
-    expect(making(page).locator(".stage")).to_contain_text(UNDER_WAY)
-    return generate
-
-
-@pytest.mark.slow
-def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
-    studio: str, visit, tab, hold
-):
-    steps = str(held.HELD_STEPS)
-    page = visit(studio)
-    long_song(page, tab)
-    other = page.context.new_page()
-    other.goto(studio)
-    expect(making(other).locator(".stage")).to_contain_text(UNDER_WAY)
-    left = fill_in(tab(other, "generate"), prompt="left before it began", steps=steps)
-    left.go.click()
-    expect(making(other).last.locator(".stage")).to_contain_text("Next in the queue")
-    other.close()
-    reload(page)
-    expect(making(page).first.locator(".stage")).to_contain_text(UNDER_WAY)
-    expect(making(page).last.locator(".stage")).to_contain_text("Next in the queue")
-    making(page).first.get_by_role("button").click()
-    expect(making(page)).to_have_count(1)
-    page.goto("about:blank")
-    hold.unlink()
-    folder = Path(os.environ["ACE_STUDIO_OUTPUT"])
-    until(lambda: [*folder.glob("left-before-it-began-*.wav")])
-    page.goto(studio)
-    expect(takes(page)).to_have_count(1)
-    expect(songs(page).locator("h3")).to_have_text("left before it began")
-    expect(making(page)).to_have_count(0)
-    assert len([*folder.glob("left-before-it-began-*.wav")]) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.matrix)])
-def test_a_network_that_is_cut_in_mid_song_costs_no_song(
-    studio: str, visit, tab, forgiven, hold, seconds
-):
-    forgiven += ["ERR_", "Failed to fetch", "NetworkError", "network error", "Could not"]
-    with Proxy(studio) as proxy:
-        page = visit(proxy.url)
-        long_song(page, tab)
-        proxy.cut()
-        page.wait_for_timeout(1_000 * seconds)
-        proxy.mend()
-        hold.unlink()
-        # Whether Gradio reloads the page or not: it is the same song, and it comes once.
-        expect(making(page).locator(".stage").or_(takes(page)).first).to_be_visible(timeout=SONG_MS)
-        expect(takes(page)).to_have_count(1, timeout=SONG_MS)
-        expect(making(page)).to_have_count(0)
-
-
-@pytest.mark.slow
-def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab, hold):
-    page = visit(studio)
-    long_song(page, tab)
-    session = page.context.new_cdp_session(page)
-    session.send("Page.setWebLifecycleState", {"state": "frozen"})
-    other = page.context.new_page()
-    other.goto(studio)
-    expect(making(other)).to_have_count(1)
-    hold.unlink()
-    expect(takes(other)).to_have_count(1, timeout=SONG_MS)
-    other.close()
-    session.send("Page.setWebLifecycleState", {"state": "active"})
-    page.bring_to_front()
-    expect(takes(page)).to_have_count(1)
-    expect(making(page)).to_have_count(0)
+# --- a studio that is killed --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

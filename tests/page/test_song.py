@@ -5,6 +5,7 @@ All page tests of the real engine are in this file, so that a studio with both l
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,15 @@ import audio_export
 import lora_format
 import tooltips
 from limits import LIMITS, SAMPLE_RATE
+from tests.page import held
 from tests.page.loras import Panel, write
-from tests.page.steps import Tab, expect_plain
+from tests.page.proxy import Proxy
+from tests.page.steps import Tab, expect_plain, making, reload, songs, takes
+from tests.waiting import until
+
+SONG_MS = 180_000
+# What a song that can be held says.
+UNDER_WAY = re.compile(rf"step \d of {held.HELD_STEPS}")
 
 
 def fill_in(opened: Tab, **values: str) -> Tab:
@@ -33,6 +41,24 @@ def fill_in(opened: Tab, **values: str) -> Tab:
     }.items():
         opened.set(name, "type", value)
     return opened
+
+
+@pytest.fixture
+def hold():
+    """Hold the long songs of `studio` in mid-song; return the file whose removal lets them go on."""
+    file = held.hold_file(os.environ["ACE_STUDIO_OUTPUT"])
+    file.touch()
+    yield file
+    file.unlink(missing_ok=True)
+
+
+def long_song(page: Page, tab: type[Tab]) -> Tab:
+    """Start a song that can be held on the real engine, and wait until it is being made."""
+    generate = fill_in(tab(page, "generate"), steps=str(held.HELD_STEPS))
+    generate.set("options.plan", "tick", False)
+    generate.go.click()
+    expect(making(page).locator(".stage")).to_contain_text(UNDER_WAY)
+    return generate
 
 
 def test_a_song_is_made_and_played(server: str, visit, tab, monkeypatch):
@@ -183,3 +209,73 @@ def test_a_song_with_a_lora_and_the_one_without_it(studio: str, tiny, visit, tab
     assert none == []
     assert np.array_equal(again, plain)
     expect(message).not_to_contain_text("LoRA")
+
+
+# --- songs that outlive the page ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_reload_a_second_tab_and_leaving_before_the_start_cost_no_song(
+    studio: str, visit, tab, hold
+):
+    steps = str(held.HELD_STEPS)
+    page = visit(studio)
+    long_song(page, tab)
+    other = page.context.new_page()
+    other.goto(studio)
+    expect(making(other).locator(".stage")).to_contain_text(UNDER_WAY)
+    left = fill_in(tab(other, "generate"), prompt="left before it began", steps=steps)
+    left.go.click()
+    expect(making(other).last.locator(".stage")).to_contain_text("Next in the queue")
+    other.close()
+    reload(page)
+    expect(making(page).first.locator(".stage")).to_contain_text(UNDER_WAY)
+    expect(making(page).last.locator(".stage")).to_contain_text("Next in the queue")
+    making(page).first.get_by_role("button").click()
+    expect(making(page)).to_have_count(1)
+    page.goto("about:blank")
+    hold.unlink()
+    folder = Path(os.environ["ACE_STUDIO_OUTPUT"])
+    until(lambda: [*folder.glob("left-before-it-began-*.wav")])
+    page.goto(studio)
+    expect(takes(page)).to_have_count(1)
+    expect(songs(page).locator("h3")).to_have_text("left before it began")
+    expect(making(page)).to_have_count(0)
+    assert len([*folder.glob("left-before-it-began-*.wav")]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.matrix)])
+def test_a_network_that_is_cut_in_mid_song_costs_no_song(
+    studio: str, visit, tab, forgiven, hold, seconds
+):
+    forgiven += ["ERR_", "Failed to fetch", "NetworkError", "network error", "Could not"]
+    with Proxy(studio) as proxy:
+        page = visit(proxy.url)
+        long_song(page, tab)
+        proxy.cut()
+        page.wait_for_timeout(1_000 * seconds)
+        proxy.mend()
+        hold.unlink()
+        # Whether Gradio reloads the page or not: it is the same song, and it comes once.
+        expect(making(page).locator(".stage").or_(takes(page)).first).to_be_visible(timeout=SONG_MS)
+        expect(takes(page)).to_have_count(1, timeout=SONG_MS)
+        expect(making(page)).to_have_count(0)
+
+
+@pytest.mark.slow
+def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab, hold):
+    page = visit(studio)
+    long_song(page, tab)
+    session = page.context.new_cdp_session(page)
+    session.send("Page.setWebLifecycleState", {"state": "frozen"})
+    other = page.context.new_page()
+    other.goto(studio)
+    expect(making(other)).to_have_count(1)
+    hold.unlink()
+    expect(takes(other)).to_have_count(1, timeout=SONG_MS)
+    other.close()
+    session.send("Page.setWebLifecycleState", {"state": "active"})
+    page.bring_to_front()
+    expect(takes(page)).to_have_count(1)
+    expect(making(page)).to_have_count(0)
