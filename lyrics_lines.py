@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 
 VERSIONS = 6  # of a line, written at once
 ENOUGH_VERSIONS = 4  # finished ones to choose from
+VERSIONS_REWRITTEN = (
+    16  # of a line that is written again: there are few of these, and good short ones are rare
+)
 LONGEST_LINE = 18  # tokens
 FEWEST_RHYMES = 6  # how many words must rhyme with the end of a line that a later line answers
 # Which earlier line of four each line rhymes with, None if it begins a rhyme.
@@ -77,6 +80,9 @@ TRIPLE_PENALTY = 3.0
 OPENING_PENALTY = 1.5  # for a word that began an earlier line
 MOST_REPEATS = 3  # more repetitions do not add to a penalty
 REPEAT_PENALTY = 1.5  # for a word that comes a second time in its line
+# In a line written again, whose few words leave no room for either, besides REPEAT_PENALTY:
+SAME_WORD_PENALTY = 2.0  # for a word that comes a second time, however common
+EMPTY_PENALTY = 2.0  # for having no word that says something new
 # Words that leave a line unfinished.
 UNFINISHED = (
     "a am an and are as at be been but by for from had has have his if in into is its my of on or our than the their "
@@ -235,6 +241,9 @@ class LineForm:
 class Lines:
     """One request: the model's cache, the random numbers, and the lyrics so far."""
 
+    versions = VERSIONS
+    enough_versions = ENOUGH_VERSIONS
+
     def __init__(
         self, songwriter: SmallSongwriter, request: LyricsRequest | RewriteRequest, seed: int
     ):
@@ -289,9 +298,9 @@ class Lines:
             uniform = torch.rand(len(scores), generator=self.random).clamp_min(1e-9)
             gumbel = -(-uniform.log()).log()
             scores = scores / temperature + gumbel
-        chosen = ids[scores.topk(min(VERSIONS, len(ids))).indices].tolist()
+        chosen = ids[scores.topk(min(self.versions, len(ids))).indices].tolist()
         # A rhyme with few words gets several versions of each.
-        chosen = (chosen * VERSIONS)[:VERSIONS]
+        chosen = (chosen * self.versions)[: self.versions]
         return [Version(by_token[token], token) for token in chosen]
 
     def _quality(self, version: Version, form: LineForm, section: list[str]) -> float:
@@ -407,12 +416,16 @@ class Session(Lines):
 class Rewriting(Lines):
     """A request to write some lines of lyrics again."""
 
+    versions = VERSIONS_REWRITTEN
+    enough_versions = 3 * VERSIONS_REWRITTEN // 4
+
     def __init__(self, songwriter: SmallSongwriter, request: RewriteRequest, seed: int):
         super().__init__(songwriter, request, seed)
         self.request = request
         self.passage = request.passage
         self.known_words += " " + request.lyrics.lower()
         self.new: dict[int, str] = {}  # the new lines, by their places
+        self.replaced = ""  # the line that the one being written takes the place of
         # All lines of the passage, whose versions must differ from every one of them.
         self.song.lines += self.passage.lines
 
@@ -455,6 +468,7 @@ class Rewriting(Lines):
     def _rewritten(self, place: int, section: list[str]) -> Generator[Draft, None, str]:
         old = self.passage.all_lines[place].strip()
         song = self.song
+        self.replaced = old
         # What the old line was about is sung again, in a line that ends otherwise.
         song.subjects = content_words(old)
         song.subject_count = len(song.subjects) + 1
@@ -462,6 +476,15 @@ class Rewriting(Lines):
         line = yield from self._line(self._form(place, count_syllables(old)), section)
         song.add_line(line)
         return line
+
+    def _quality(self, version: Version, form: LineForm, section: list[str]) -> float:
+        line = tidy(version.text)
+        words = words_of(line)
+        quality = super()._quality(version, form, section)
+        quality -= SAME_WORD_PENALTY * (len(words) - len(set(words)))
+        if not says_something_new(line, self.replaced):
+            quality -= EMPTY_PENALTY
+        return quality
 
     def _form(self, place: int, syllables: int) -> LineForm:
         """Return the form of the line at `place`, whose former version has so many syllables."""
@@ -520,7 +543,10 @@ class Rows:
                 self._write(version, self._scores[row])
         self._steps += 1
         done = sum(version.done for version in self.versions)
-        if done >= min(ENOUGH_VERSIONS, len(self.versions)) or self._steps >= LONGEST_LINE:
+        if (
+            done >= min(self.session.enough_versions, len(self.versions))
+            or self._steps >= LONGEST_LINE
+        ):
             return False
         self._scores = self.session.layers.step([[version.tokens[-1]] for version in self.versions])
         for row, version in enumerate(self.versions):
@@ -740,6 +766,11 @@ def repeats(words: list[str]) -> int:
     """Return how many words of a line came before in it, not counting common words."""
     telling = [word for word in words if word not in COMMON]
     return len(telling) - len(set(telling))
+
+
+def says_something_new(line: str, replaced: str) -> bool:
+    """Tell whether a line has a word that says something and that the line it replaces lacks."""
+    return any(not mentions(replaced, word) for word in content_words(line))
 
 
 def triples(words: list[str]) -> list[tuple[str, ...]]:

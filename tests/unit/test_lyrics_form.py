@@ -8,7 +8,7 @@ import lyrics_form
 import lyrics_rhymes
 from limits import STRUCTURES
 from lyrics_form import content_words, count_syllables, mentions, parse_structure, rhymes
-from lyrics_lines import repeats, rhyme_scheme
+from lyrics_lines import repeats, rhyme_scheme, says_something_new
 from lyrics_passage import Passage, shorter
 
 needs_dictionary = pytest.mark.skipif(
@@ -111,6 +111,12 @@ def test_what_a_brief_is_about():
 def test_a_word_that_comes_again_in_its_line_is_counted_unless_it_says_nothing():
     assert repeats(["rain", "rain", "rain"]) == 2
     assert repeats(["you", "and", "you", "and", "the", "rain"]) == 0
+
+
+def test_a_line_says_something_new_by_a_telling_word_that_the_old_one_lacks():
+    assert says_something_new("Hold the river", "Hold my hand")
+    assert not says_something_new("You and me and you", "Stay with me")
+    assert not says_something_new("Holding the hands", "Hold my hand")
 
 
 @needs_dictionary
