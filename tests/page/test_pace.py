@@ -86,6 +86,7 @@ def test_the_cost_of_a_visit_and_of_a_key_does_not_grow_with_the_page(fake_addre
         return {part["id"]}.union(*map(ids, part.get("children", ())))
 
     built = ids(page["layout"])
+    assert 500 < len(built) <= 600
     by_id = {each["id"]: each for each in page["components"]}
     # Nothing is built for the API.
     public = [each for each in page["dependencies"] if each["api_visibility"] == "public"]
