@@ -9,11 +9,14 @@ stock pipeline's call (same noise, steps, guidance, tiling and numbers; nothing 
 that the studio then takes for decoding, loudness, encoding and tags, as a share of the stock pipeline's call. The stock
 pipeline has no morph: that one is measured against an encoded source and two songs from words, which cost the same.
 vae: decoding and encoding. first: a new process up to its first song, with loading. loop: a guided step of a
-transformer of any size. planner: tokens a second. page: until it can be used.
+transformer of any size. planner: tokens a second. page: until it can be used. library: the page with 40 songs.
 
 page: Chromium opens the studio on the built-in engine, first with an empty cache, then once more with what it kept.
 The page is usable when the prompt has taken a letter, and ready when it shows what the studio runs on. Until it is
 usable, the processor time of the page's own thread is counted, and the longest of its tasks.
+library: first 40 songs of 10 seconds are made, then the page is opened by a browser that keeps none of them, and by one
+that keeps all: processor time, JavaScript's memory after a collection, elements, and what a letter of the search, a
+change of the filter and opening a song take, with the layout that follows.
 
 ray, where Ray is installed: two workers start on this machine; they and this process compute with one thread each.
 `overhead` is the time of a song on a worker over that of the same song in this process, `in CPU time` the same of the
@@ -54,11 +57,10 @@ from events import Done
 from limits import SAMPLE_RATE
 from model_weights import find_weights
 from params import parse_request
-from tools import bench_models, bench_rows
+from tools import bench_models, bench_page, bench_rows
 from tools.bench_rows import Row
-from tools.screenshots import FLAGS, Studio, chromium, settle
 
-PARTS = ("vae", "first", "loop", "planner", "page")
+PARTS = ("vae", "first", "loop", "planner", "page", "library")
 PROMPT = "warm lofi piano with soft drums and a mellow bass"
 LYRICS = "[Verse]\nslow light on the window\n[Chorus]\nstay a while"
 # The mode of each task, and the request's fields besides the words.
@@ -86,11 +88,6 @@ FIRST_SONG = (
     "import bootstrap; bootstrap.bootstrap(); from tools import bench; bench.first_{}({}, {})"
 )
 ROOT = Path(__file__).parents[1]
-# Keeps the seconds of the longest task so far.
-LONGEST = """studioLongest = 0;
-new PerformanceObserver((list) => {
-  for (const task of list.getEntries()) studioLongest = Math.max(studioLongest, task.duration / 1000);
-}).observe({ type: "longtask", buffered: true });"""
 WORKERS = 2
 SONGS = 4
 
@@ -174,7 +171,9 @@ def measured(arguments: argparse.Namespace) -> Iterator[Row]:
         elif case == "planner":
             yield from bench_models.planner_rows(arguments.dimensions, arguments.seconds, runs)
         elif case == "page":
-            yield from page_rows(runs)
+            yield from bench_page.page_rows(runs)
+        elif case == "library":
+            yield from bench_page.library_rows(runs)
         elif case == "vae":
             yield from vae_rows(backend.get_backend().models.pipeline(), runs)
         elif case == "first":
@@ -346,74 +345,6 @@ def first_studio(seconds: float, steps: int) -> None:
     """Load the studio and make a song."""
     request = _request("generate", seconds, steps, Path())
     studio_song(backend.get_backend(), request)
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-def page_rows(runs: int) -> Iterator[Row]:
-    """Yield a row for a first visit and one for a second, the medians of `runs`."""
-    from playwright.sync_api import sync_playwright
-
-    with Studio() as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        rows: dict[str, list[tuple[float, ...]]] = {"first": [], "second": []}
-        for _ in range(runs + 1):
-            context = browser.new_context()
-            for visit in rows:
-                rows[visit].append(visited(context, url))
-            context.close()
-        browser.close()
-    for visit, measures in rows.items():
-        # The first run warms up.
-        medians = map(statistics.median, zip(*measures[1:], strict=True))
-        usable, working, longest, ready, requests, sent, unpacked = medians
-        more = {"processor": f"{working:.2f} s", "longest task": f"{longest:.2f} s"}
-        more |= {"ready": f"{ready:.2f} s", "requests": round(requests)}
-        more |= {"transferred": f"{sent / 1e3:,.0f} kB", "unpacked": f"{unpacked / 1e3:,.0f} kB"}
-        yield Row(f"page, {visit} visit, until usable", 0, usable, more=more)
-
-
-def visited(context: Any, url: str) -> tuple[float, ...]:
-    """Return seconds until usable, of work and of the longest task by then, until ready; requests, bytes, unpacked."""
-    page = context.new_page()
-    page.add_init_script(LONGEST)
-    wire = {"requests": 0, "sent": 0, "unpacked": 0}
-    devtools = context.new_cdp_session(page)
-    devtools.send("Network.enable")
-    devtools.send("Performance.enable")
-    devtools.on("Network.requestWillBeSent", lambda event: _add(wire, requests=1))
-    devtools.on(
-        "Network.loadingFinished", lambda event: _add(wire, sent=event["encodedDataLength"])
-    )
-    devtools.on("Network.dataReceived", lambda event: _add(wire, unpacked=event["dataLength"]))
-    started = time.perf_counter()
-    page.goto(url, wait_until="commit")
-    prompt = page.locator("#generate-prompt textarea")
-    prompt.press_sequentially("a")
-    usable = time.perf_counter() - started
-    metrics = {
-        each["name"]: each["value"] for each in devtools.send("Performance.getMetrics")["metrics"]
-    }
-    longest = page.evaluate("studioLongest")
-    page.locator("#studio-status").get_by_text("Model:").wait_for(state="attached")
-    ready = time.perf_counter() - started
-    settle(page)
-    page.close()
-    return (
-        usable,
-        metrics["TaskDuration"],
-        longest,
-        ready,
-        wire["requests"],
-        wire["sent"],
-        wire["unpacked"],
-    )
-
-
-def _add(wire: dict[str, int], **counts: int) -> None:
-    for name, count in counts.items():
-        wire[name] += int(count)
 
 
 # --- Ray ------------------------------------------------------------------------------------------
