@@ -18,7 +18,11 @@ neighbours mean nearly the same: drums and roles in Gray code, chords along the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from limits import CODES_PER_SECOND
 
 LEVELS = (8, 8, 8, 5, 5, 5)
 STRIDES = np.cumprod((1, *LEVELS[:-1]))
@@ -74,6 +78,30 @@ def chords_of(tonic: int, scale: str) -> set[int]:
     return chords
 
 
+# The step of a scale that the key a fifth up has a semitone higher, and the one that the key a fifth down has lower.
+TELLING_STEPS = {"major": (3, 6), "minor": (5, 1)}
+
+
+def telling_chords_of(tonic: int, scale: str) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the chords that tell a key from the one a fifth up, and those that tell it from the one a fifth down.
+
+    Each is major or minor and has one of the two telling steps: in C major F and D minor, G and E minor.
+    """
+    steps = SCALES[scale]
+    told: list[set[int]] = [set(), set()]
+    for degree in range(7):
+        tones = [(degree + up) % 7 for up in (0, 2, 4)]
+        root, third, fifth = (steps[tone] for tone in tones)
+        if (fifth - root) % 12 != 7:
+            continue
+        has_one = [step in tones for step in TELLING_STEPS[scale]]
+        if sum(has_one) == 1:
+            is_minor = (third - root) % 12 == 3
+            told[has_one.index(True)].add(chord_number((tonic + root) % 12, is_minor))
+    fifth_up, fifth_down = told
+    return frozenset(fifth_up), frozenset(fifth_down)
+
+
 def codes_of(digits: np.ndarray) -> np.ndarray:
     """Return the codes [...] of digits [..., 6], as the quantizer numbers them."""
     return digits @ STRIDES
@@ -89,6 +117,17 @@ def chord_in(digits: np.ndarray) -> np.ndarray:
     table = np.zeros((5, 5), np.int64)
     table[tuple(CHORD_CELLS.T)] = np.arange(len(CHORD_CELLS))
     return table[digits[..., CHORD], digits[..., CHORD_LOW]]
+
+
+def last_begun(codes: Sequence[int]) -> float:
+    """Return the second in which the last of `codes` [N] with a drum or a note begins to sound, 0.0 if none has any."""
+    digits = digits_in(np.array(codes))
+    sounding = np.flatnonzero((GRAY[digits[:, DRUMS]] > 0) | (GRAY[digits[:, PLAYING]] > 0))
+    if len(sounding) == 0:
+        return 0.0
+    last = sounding[-1]
+    frames = FRAMES * last + min(digits[last, MOMENT], FRAMES - 1)
+    return float(frames / FRAMES / CODES_PER_SECOND)
 
 
 BITS = np.array([number.bit_count() for number in range(8)])

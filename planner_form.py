@@ -8,11 +8,12 @@ chords, drums and notes) is the planner's.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from planner_codes import (
     BASS,
     BEAT,
     BEAT_LEVELS,
+    BITS,
     CHORD,
     CHORDS,
     CODE_TICKS,
@@ -75,16 +77,17 @@ WHO = {
     "outro": ("c", "bc", "dbc", "bcl"),
 }
 VERSE_BEFORE_CHORUS = "dbc"
-"""The lead comes in with the chorus."""
+"""The lead comes in with the chorus, as cymbals do."""
 CALM = ("intro", "outro")
 """Sections in which notes and drums fall on beats alone."""
 ENDING_SECONDS = 0.6
 """How long before the end of a piece its last sound begins, at the latest."""
 
 LOOP_BARS = 4
-"""A section repeats its first bars, up to its last one; chords change with the bars."""
+"""A section repeats its first bars; chords change with the bars."""
 
 EVERYBODY = BASS | CHORDS | LEAD
+ANY_DRUM = KICK | SNARE | CYMBALS
 ROLES = {"b": BASS, "c": CHORDS, "l": LEAD}
 
 
@@ -137,6 +140,30 @@ def spread(names: Sequence[str], bars: int) -> list[Section]:
     ]
 
 
+@dataclass(frozen=True)
+class Players:
+    """Which drums and roles may begin at a place, which of them have to, and drums of which one has to, as bits."""
+
+    drums: int
+    roles: int
+    needed_drums: int = 0
+    needed_roles: int = 0
+    one_of: int = 0
+
+    def wrong(self, digits: np.ndarray) -> np.ndarray:
+        """Return how many drums and roles of each code, digits [M, 6], are missing or should not be there."""
+        drums = GRAY[digits[:, DRUMS]]
+        roles = GRAY[digits[:, PLAYING]]
+        strangers = BITS[drums & ~self.drums] + BITS[roles & ~self.roles]
+        missing = BITS[self.needed_drums & ~drums] + BITS[self.needed_roles & ~roles]
+        if self.one_of:
+            missing = missing + (drums & self.one_of == 0)
+        return strangers + missing
+
+
+NOBODY = Players(0, 0)
+
+
 class Form:
     """The form of one song, for its codes [N], five a second, out of the `known` ones [M], which are sorted.
 
@@ -166,10 +193,8 @@ class Form:
         self._who = _players([section.name for section in self.sections], chance)
         note, _, scale = key.partition(" ")
         tonic = pitch_class(note)
-        self._chords = planner_codes.chords_of(tonic, scale)
-        is_minor = scale == "minor"
-        self._home = planner_codes.chord_number(tonic, is_minor)
-        self._away = {planner_codes.chord_number((tonic + up) % 12, is_minor) for up in (5, 7)}
+        self._home = planner_codes.chord_number(tonic, scale == "minor")
+        self._away = planner_codes.telling_chords_of(tonic, scale)
         self._find_beats(bpm, seconds)
 
     def _find_beats(self, bpm: int, seconds: float) -> None:
@@ -192,11 +217,20 @@ class Form:
     # --- what can be drawn ---
 
     def allowed(self) -> np.ndarray:
-        """Return which of the known codes may stand at each place, [N, M]; always one of them at least."""
+        """Return which of the known codes may stand at each place, [N, M]; always one of them at least.
+
+        A beat comes before a chord and a chord before who plays, where no code that is known has all three.
+        """
         allowed = self._on_time()
+        chords = planner_codes.chord_in(self._digits)
+        in_key_of = functools.cache(lambda wanted: np.isin(chords, [*wanted, NO_CHORD]))
+        wrong_of = functools.cache(lambda players: players.wrong(self._digits))
         for place in range(self.count):
-            for wish in (self._played(place), self._in_key(place)):
-                allowed[place] = _narrowed(allowed[place], wish)
+            in_key = allowed[place] & in_key_of(self._chords_at(place))
+            if in_key.any():
+                allowed[place] = in_key
+            wrong = wrong_of(self._playing(place))
+            allowed[place] &= wrong == wrong[allowed[place]].min()
         return allowed
 
     def _on_time(self) -> np.ndarray:
@@ -212,51 +246,60 @@ class Form:
             right[code] = distance == distance.min()
         return right
 
-    def _played(self, place: int) -> np.ndarray:
-        """Return which codes [M] have only those play who play in this section; all of them strike the end."""
-        drums = GRAY[self._digits[:, DRUMS]]
-        roles = GRAY[self._digits[:, PLAYING]]
+    def _playing(self, place: int) -> Players:
+        """Return who plays at a place: only those who play in this section; all of them strike the end."""
         bar = self._bar_of_code[place]
         if self._after_end[place]:
-            return (drums == 0) & (roles == 0)
+            return NOBODY
+        is_beat = place in self._code_of_beat
+        beat = int(np.searchsorted(self._code_of_beat, place)) % self.beats
+        begins_bar = is_beat and beat == 0
         if bar == self.bars - 1 and self.bars > 1:
             if place == self._code_of_beat[bar * self.beats]:
-                return (drums == KICK | CYMBALS) & (roles == EVERYBODY)
-            return (drums == 0) & (roles & LEAD == 0)
+                return Players(KICK | CYMBALS, EVERYBODY, KICK | CYMBALS, EVERYBODY)
+            return Players(0, BASS | CHORDS)
         name = self._section_of(bar).name
         who = self._who[name]
-        playing = sum(ROLES[role] for role in who if role in ROLES)
-        heard = roles & ~playing == 0
-        if "d" not in who:
-            heard &= drums == 0
-        if name in CALM and place not in self._code_of_beat:
-            heard &= (drums == 0) & (roles == 0)
-        if place in self._code_of_beat[:: self.beats]:
-            # With the bar begins whoever accompanies, and the lead where it is what is heard.
-            begins = playing if name == "chorus" else playing & ~LEAD
-            heard &= roles & begins == begins
-            if "d" in who:
-                heard &= drums & KICK > 0
-        if place in self._code_of_beat and "d" in who and name not in CALM:
+        if name in CALM and not is_beat:
+            return NOBODY
+        roles = sum(ROLES[role] for role in who if role in ROLES)
+        has_drums = "d" in who
+        begun = 0
+        if begins_bar:
+            # With the bar begins whoever accompanies.
+            begun = roles & ~LEAD
+        if name == "chorus" and is_beat and beat % 2 == 0:
+            begun = roles
+        struck = 0
+        if is_beat and has_drums and name not in CALM:
             # The beat is struck, and a chorus shines.
-            heard &= drums & (CYMBALS if name == "chorus" else KICK | SNARE | CYMBALS) > 0
-        return heard
+            struck = CYMBALS if name == "chorus" else ANY_DRUM
+        drums = ANY_DRUM if has_drums else 0
+        if name == "verse" and who == VERSE_BEFORE_CHORUS:
+            drums &= ~CYMBALS
+        return Players(
+            drums=drums,
+            roles=roles,
+            needed_drums=KICK if begins_bar and has_drums else 0,
+            needed_roles=begun,
+            one_of=struck,
+        )
 
-    def _in_key(self, place: int) -> np.ndarray:
-        """Return which codes [M] have a chord of the key, or none; a piece ends with that of the tonic.
+    def _chords_at(self, place: int) -> frozenset[int]:
+        """Return the chords of which one may sound at a place; a piece ends with that of the tonic.
 
         Of the four bars that a section repeats, every other one has that of the tonic, as two bars in three of the
-        scores have, and the last that of the fourth or the fifth, without which the scale would be anybody's.
+        scores have. The two others tell the key from its neighbours on the circle of fifths, without which it would be
+        any of the three; a chorus goes the other way around.
         """
-        chords = planner_codes.chord_in(self._digits)
         bar = self._bar_of_code[place]
-        allowed = self._chords
-        place_in_loop = (bar - self._section_of(bar).first) % LOOP_BARS
+        section = self._section_of(bar)
+        place_in_loop = (bar - section.first) % LOOP_BARS
         if place_in_loop % 2 == 0 or bar == self.bars - 1:
-            allowed = {self._home}
-        elif place_in_loop == LOOP_BARS - 1:
-            allowed = self._away
-        return np.isin(chords, [*allowed, NO_CHORD])
+            return frozenset({self._home})
+        fifth_up, fifth_down = self._away
+        is_first = place_in_loop == 1
+        return fifth_up if is_first != (section.name == "chorus") else fifth_down
 
     def _section_of(self, bar: int) -> Section:
         return next(section for section in self.sections if bar < section.end)
@@ -266,9 +309,9 @@ class Form:
     def arranged(self, drawn: np.ndarray) -> np.ndarray:
         """Return `drawn` codes, numbers [N] of known ones, as an arrangement.
 
-        A chord lasts a bar. A section repeats its first bars, and a section that was there before is what it was then.
-        Beats keep their own time; drums, notes and chords are those of the same place of the bar. The last bar of a
-        section that is new, and the piece's, stay as they were drawn.
+        A chord lasts a bar. The drums of a section are those of its first bar, and it repeats its first bars; a section
+        that was there before is what it was then. Beats keep their own time; drums, notes and chords are those of the
+        same place of the bar. The last bar of the piece stays as it was drawn.
         """
         digits = self._digits[drawn]
         self._hold_chords(digits)
@@ -279,8 +322,8 @@ class Form:
             length = model.end - model.first
             if is_new:
                 length = min(length, LOOP_BARS)
-            end = min(section.end - is_new, self.bars - 1)
-            for bar in range(section.first + length * is_new, end):
+                self._keep_groove(digits, section)
+            for bar in range(section.first + length * is_new, min(section.end, self.bars - 1)):
                 self._copy_bar(digits, bar, model.first + (bar - section.first) % length)
         wanted = planner_codes.codes_of(digits)
         changed = np.array(drawn)
@@ -300,18 +343,29 @@ class Form:
                 most = np.bincount(chords[chords != NO_CHORD]).argmax()
                 digits[sounding, CHORD:] = planner_codes.CHORD_CELLS[most]
 
-    def _copy_bar(self, digits: np.ndarray, bar: int, source: int) -> None:
-        """Let `bar` of `digits` [N, 6] be what `source` is, beat by beat, but in its own time."""
+    def _keep_groove(self, digits: np.ndarray, section: Section) -> None:
+        """Let the drums of each of the first bars of a section be those of its first one."""
+        end = min(section.end, section.first + LOOP_BARS, self.bars - 1)
+        for bar in range(section.first + 1, end):
+            for place, source in self._places_alike(bar, section.first):
+                digits[place, DRUMS] = digits[source, DRUMS]
+
+    def _copy_bar(self, digits: np.ndarray, bar: int, model: int) -> None:
+        """Let `bar` of `digits` [N, 6] be what the bar `model` is, but in its own time."""
+        for place, source in self._places_alike(bar, model):
+            own = digits[place].copy()
+            digits[place] = digits[source]
+            digits[place, BEAT] = own[BEAT]
+            if own[BEAT] != NO_BEAT:
+                digits[place, MOMENT] = own[MOMENT]
+
+    def _places_alike(self, bar: int, model: int) -> Iterator[tuple[int, int]]:
+        """Yield the places of a bar, each with that of the bar `model` that is as far after the same beat."""
         for beat in range(self.beats):
             here = bar * self.beats + beat
-            there = source * self.beats + beat
+            there = model * self.beats + beat
             for step in range(min(self._codes_after(here), self._codes_after(there))):
-                place = self._code_of_beat[here] + step
-                own = digits[place].copy()
-                digits[place] = digits[self._code_of_beat[there] + step]
-                digits[place, BEAT] = own[BEAT]
-                if own[BEAT] != NO_BEAT:
-                    digits[place, MOMENT] = own[MOMENT]
+                yield int(self._code_of_beat[here]) + step, int(self._code_of_beat[there]) + step
 
     def _codes_after(self, beat: int) -> int:
         """Return how many codes there are from a beat to the next one."""
@@ -338,9 +392,3 @@ def _players(names: list[str], chance: random.Random) -> dict[str, str]:
         groups = [group for group in WHO[name] if group not in beside]
         who[name] = chance.choice(groups or WHO[name])
     return who
-
-
-def _narrowed(mask: np.ndarray, wish: np.ndarray) -> np.ndarray:
-    """Return `mask` without what `wish` leaves out, unless that would leave nothing."""
-    both = mask & wish
-    return both if both.any() else mask

@@ -29,9 +29,9 @@ from planner_codes import (
 from planner_form import ENDING_SECONDS, EVERYBODY, Form, sections, spread
 from song_words import pitch_class
 
-# Every beat, frame, chord and role; no drums, or kick and cymbals.
+# Every beat, frame, chord and role; no drums, the kick, or it and cymbals.
 EVERY = np.arange(int(np.prod(LEVELS)))
-STRUCK = np.isin(planner_codes.digits_in(EVERY)[:, DRUMS], LEVEL_OF_BITS[[0, KICK | CYMBALS]])
+STRUCK = np.isin(planner_codes.digits_in(EVERY)[:, DRUMS], LEVEL_OF_BITS[[0, KICK, KICK | CYMBALS]])
 KNOWN = EVERY[STRUCK & (planner_codes.digits_in(EVERY)[:, MOMENT] <= NOTHING)]
 TAGS = "[Intro]\n\n[Verse]\nla\n\n[Chorus]\nla\n\n[Verse]\nla\n\n[Chorus]\nla\n\n[Outro]"
 
@@ -80,17 +80,37 @@ def test_chords_are_those_of_the_key_and_a_piece_begins_and_ends_at_home(key: st
     bars = np.maximum(np.cumsum(digits[:, BEAT] != NO_BEAT) - 1, 0) // 4
     heard = [set(chords[bars == bar].tolist()) - {NO_CHORD} for bar in range(form.bars)]
     tonic, scale = pitch_class(key.split()[0]), key.split()[1]
-    home, *away = (
-        planner_codes.chord_number((tonic + up) % 12, scale == "minor") for up in (0, 5, 7)
-    )
+    home = planner_codes.chord_number(tonic, scale == "minor")
+    fifth_up, fifth_down = planner_codes.telling_chords_of(tonic, scale)
     assert heard[-1] == {home}
     for section in form.sections:
+        wanted = [{home}, fifth_up, {home}, fifth_down]
+        if section.name == "chorus":
+            wanted = [{home}, fifth_down, {home}, fifth_up]
         for bar in range(section.first, min(section.end, form.bars - 1)):
-            in_loop = (bar - section.first) % 4
-            if in_loop in (0, 2):
-                assert heard[bar] == {home}
-            elif in_loop == 3:
-                assert heard[bar] <= set(away)
+            assert heard[bar] and heard[bar] <= wanted[(bar - section.first) % 4]
+
+
+@pytest.mark.parametrize(
+    ("key", "fifth_up", "fifth_down"),
+    [
+        ("C major", {"F major", "D minor"}, {"G major", "E minor"}),
+        ("A minor", {"F major", "D minor"}, {"G major", "E minor"}),
+        ("Eb major", {"Ab major", "F minor"}, {"Bb major", "G minor"}),
+    ],
+)
+def test_two_chords_beside_the_tonics_tell_a_key_from_its_neighbours(
+    key: str, fifth_up: set[str], fifth_down: set[str]
+):
+    def numbers(chords: set[str]) -> set[int]:
+        named = [chord.split() for chord in chords]
+        return {
+            planner_codes.chord_number(pitch_class(note), scale == "minor") for note, scale in named
+        }
+
+    note, scale = key.split()
+    told = planner_codes.telling_chords_of(pitch_class(note), scale)
+    assert told == (numbers(fifth_up), numbers(fifth_down))
 
 
 def test_nothing_begins_where_it_could_not_fade_any_more():
@@ -120,8 +140,8 @@ def test_who_does_not_play_in_a_section_is_not_heard_there_and_everybody_strikes
 
 
 def test_sections_differ_from_those_beside_them():
-    """In who plays, and a chorus in its cymbals; an intro and an outro have nothing between the beats."""
-    every = np.unique(planner_codes.codes_of(planner_codes.digits_in(EVERY)))[::7]
+    """In who plays, and a chorus in its lead and cymbals; an intro and an outro have nothing between the beats."""
+    every = EVERY[planner_codes.digits_in(EVERY)[:, MOMENT] <= NOTHING]
     for seed in range(6):
         form = form_of(every, seed=seed, lyrics=TAGS.replace("[Outro]", "[Bridge]\n\n[Outro]"))
         names = [section.name for section in form.sections]
@@ -144,6 +164,12 @@ def test_sections_differ_from_those_beside_them():
                     allowed[np.intersect1d(places, form._code_of_beat)].any(axis=0)
                 ]
                 assert (GRAY[on_beat[:, DRUMS]] & CYMBALS > 0).all()
+                strong = all_digits[
+                    allowed[np.intersect1d(places, form._code_of_beat[::2])].any(axis=0)
+                ]
+                assert (GRAY[strong[:, PLAYING]] == EVERYBODY).all()
+            if section.name == "verse":
+                assert not (GRAY[possible[:, DRUMS]] & CYMBALS).any()
         assert all(one != other for one, other in itertools.pairwise(heard))
 
 
@@ -162,9 +188,12 @@ def test_a_section_repeats_its_first_bars_and_comes_back_in_time_with_its_own_be
     assert verse.end - verse.first == 6
     assert np.array_equal(bar(verse.first + 4), bar(verse.first))
     assert not np.array_equal(bar(verse.first + 1), bar(verse.first))
-    # The last bar may lead on: drums and notes are those that were drawn.
     last = verse.end - 1
-    assert np.array_equal(bar(last)[:, :2], bar(last, own)[:, :2])
+    assert np.array_equal(bar(last), bar(verse.first + 1))
+    # All bars have the first one's drums.
+    for section in (verse, chorus):
+        for number in range(section.first + 1, section.end):
+            assert np.array_equal(bar(number)[:, 0], bar(section.first)[:, 0])
     for section, model in ((form.sections[3], verse), (form.sections[4], chorus)):
         for number in range(section.end - section.first):
             source = model.first + number % (model.end - model.first)
@@ -197,6 +226,32 @@ def test_a_planner_that_knows_few_codes_always_has_one_to_draw():
         form = form_of(few)
         assert form.allowed().any(axis=1).all()
         assert set(form.arranged(drawn(form, few)).tolist()) <= set(range(len(few)))
+
+
+def test_a_chord_of_the_key_matters_more_than_who_plays_where_no_code_has_both():
+    digits = planner_codes.digits_in(KNOWN)
+    in_key = np.isin(
+        planner_codes.chord_in(digits), [*planner_codes.chords_of(6, "minor"), NO_CHORD]
+    )
+    # Only chords that are not of the key are played as they should be.
+    silent_in_key = in_key & (digits[:, PLAYING] == LEVEL_OF_BITS[0])
+    few = KNOWN[silent_in_key | ~in_key]
+    form = form_of(few)
+    chords = planner_codes.chord_in(planner_codes.digits_in(few))
+    own = {*planner_codes.chords_of(6, "minor"), NO_CHORD}
+    assert {int(chord) for chord in chords[form.allowed().any(axis=0)]} <= own
+
+
+def test_the_last_sound_of_a_plan_is_found():
+    form = form_of(seconds=31.0)
+    codes = KNOWN[form.arranged(drawn(form))]
+    digits = planner_codes.digits_in(codes)
+    sounding = np.flatnonzero(GRAY[digits[:, DRUMS]] + GRAY[digits[:, PLAYING]])
+    last = planner_codes.last_begun(codes)
+    assert sounding[-1] / 5 <= last < (sounding[-1] + 1) / 5
+    assert 31 - 60 / 100 * 4 - ENDING_SECONDS <= last <= 31 - ENDING_SECONDS
+    nobody = (GRAY[digits[:, DRUMS]] == 0) & (GRAY[digits[:, PLAYING]] == 0)
+    assert planner_codes.last_begun(codes[nobody]) == 0.0
 
 
 def test_tags_are_read_however_they_are_written_and_without_them_there_is_a_form():
