@@ -80,6 +80,9 @@ BLEND_FRAMES = 25  # of the latents
 CROSSFADE_SECONDS = 0.05
 # Even an aggressive repaint leaves the source outside unchanged; upstream's splices nothing.
 LEAST_CROSSFADE_SECONDS = 0.01
+# How long the last sound of a plan is heard before it fades, and how long it fades at least.
+SOUNDING_SECONDS = 0.2
+LEAST_FADE_SECONDS = 0.4
 SILENT_LATENTS_STD = 1e-3
 # Music stays well under this; white noise has 0.56 on average, wind noise over 0.3.
 NOISE_FLATNESS = 0.3
@@ -367,7 +370,10 @@ def generate(song: Song[GenerateRequest]) -> tuple[song_loop.Denoising, Finish]:
     # past the end.
     condition = song.condition(COVER, song_conditions.codes_context(song.pipe, song.plan.codes))
     switch = _switch(song, song.sigmas, options.plan_strength)
-    return song.denoising(condition, switch=switch), _loud
+    finish: Finish = _loud
+    if song.plan.ends and options.plan_strength > 0:
+        finish = _ending_with(song.plan)
+    return song.denoising(condition, switch=switch), finish
 
 
 def cover(song: Song[CoverRequest]) -> tuple[song_loop.Denoising, Finish]:
@@ -796,6 +802,16 @@ def _not_silent(samples: np.ndarray, number: int) -> None:
 def _loud(samples: np.ndarray, number: int) -> np.ndarray:
     _not_silent(samples, number)
     return audio_levels.scale_to_peak(samples, -1.0)  # dBFS, as upstream does
+
+
+def _ending_with(plan: Plan) -> Finish:
+    """Return what lets a song fade away once its plan is over, after which small models play on."""
+
+    def finish(samples: np.ndarray, number: int) -> np.ndarray:
+        seconds = samples.shape[1] / SAMPLE_RATE - plan.ends[number - 1] - SOUNDING_SECONDS
+        return _loud(audio_levels.fade_out(samples, max(seconds, LEAST_FADE_SECONDS)), number)
+
+    return finish
 
 
 def _whole(samples: np.ndarray, number: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import model_offload
+import planner_codes
 import planner_form
 import planner_layers
 import planner_sketch
@@ -76,7 +77,8 @@ class Plan:
 
     `caption` is the prompt for the song; `rewritten` tells whether the planner wrote it. `stuck`
     has the second from which each take's codes repeat themselves even after a second draw, None
-    where they do not.
+    where they do not. `ends` has the second in which the last sound of each take begins, where the
+    codes say it.
     """
 
     metadata: dict[str, Any]
@@ -86,6 +88,7 @@ class Plan:
     seconds: float
     codes: tuple[tuple[int, ...], ...]
     stuck: tuple[float | None, ...] = ()
+    ends: tuple[float, ...] = ()
 
     def words(self) -> dict[str, Any]:
         """Return the request's fields after planning."""
@@ -178,6 +181,9 @@ def plan(
         planner, (guided, unguided), seeds, codes_needed(seconds), draw, options.plan_cfg, form
     )
     codes = planner.vocabulary.codes[code_indices].tolist()
+    ends: tuple[float, ...] = ()
+    if form is not None:
+        ends = tuple(planner_codes.last_begun(take) for take in codes)
     yield Plan(
         metadata=metadata,
         caption=caption or request.prompt,
@@ -186,6 +192,7 @@ def plan(
         seconds=seconds,
         codes=tuple(tuple(take) for take in codes),
         stuck=stuck,
+        ends=ends,
     )
 
 

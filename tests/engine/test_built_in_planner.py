@@ -10,7 +10,7 @@ import backend
 import model_weights
 import planner
 import planner_codes
-from limits import INSTRUMENTAL, KEYS
+from limits import INSTRUMENTAL, KEYS, SAMPLE_RATE
 from params import parse_request
 from song_words import first_named, known_words
 from tests.weights import CPU
@@ -87,6 +87,11 @@ def test_a_song_is_planned_on_a_bare_machine_and_follows_its_plan_as_far_as_aske
     assert engine_evaluate.has_tempo(listening.tempo(whole), planned["bpm"])
     for one, other in ((whole, half), (whole, none), (half, none)):
         assert np.abs(one - other).max() > 0.01
+    # It has faded away by its end.
+    ending = round(engine_evaluate.ENDED_SECONDS * SAMPLE_RATE)
+    for song in (whole, half):
+        assert np.square(song[:, -ending:]).mean() < 0.01 * np.square(song).mean()
+        assert not song[:, -1].any()
 
 
 @pytest.mark.parametrize("task", ["inspire", "polish"])
