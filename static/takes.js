@@ -995,13 +995,21 @@
     follow();
   });
 
+  // Whether nothing covers the middle of an element, and it is within the window.
+  const isSeen = (element) => {
+    const { x, y, width, height } = element.getBoundingClientRect();
+    return element.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+  };
+
   // A song that is there comes into sight and plays with the space bar, unless the visitor is busy elsewhere.
   const arrive = (mode) => {
     const { activeElement } = document;
     if (!expected || !library.offsetParent || activeElement?.matches("input, textarea, select")) return;
     expected = false;
     const first = document.getElementById(`${mode}-take-1`) ?? part("song");
-    first?.closest(".song").scrollIntoView({ block: "nearest" });
+    // What can be seen already stays where it is, and so does what is under the pointer.
+    if (first && !isSeen(first.querySelector(".play") ?? first))
+      first.closest(".song").scrollIntoView({ block: "nearest" });
     const idle = [document.body, ...["go", "cancel"].map((name) => document.getElementById(`${here}-${name}`))];
     if (idle.includes(activeElement)) first?.querySelector(".play").focus({ preventScroll: true });
   };

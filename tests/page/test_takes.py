@@ -291,6 +291,25 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(
     expect(strip.get_by_label("Speed")).to_be_hidden()
 
 
+@pytest.mark.slow
+def test_a_song_that_arrives_in_sight_moves_nothing(fake, fake_address, visit, tab):
+    """Its card is cut off at the foot of the window: what is above it stays under the pointer."""
+    page = visit(fake_address[0], 1280, 430)
+    generate = tab(page, "generate")
+    generate.set("prompt", "type", "a song")
+    page.evaluate("scrollTo(0, 0)")
+    generate.go.press("Enter")
+    button = play(generate.take())
+    expect(button).to_be_focused()
+    expect(button).to_be_in_viewport()
+    assert (
+        not generate.part("panel")
+        .locator(".song")
+        .evaluate("(card) => card.getBoundingClientRect().bottom < innerHeight")
+    )
+    assert page.evaluate("scrollY") == 0
+
+
 # Notes each place of the bar on the card of a song that is being made, in percent.
 WATCH_BAR = """() => {
   window.places = [];
