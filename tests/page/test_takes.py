@@ -293,20 +293,23 @@ def test_a_song_in_the_making_is_a_card_and_then_plays_with_the_space_bar(
 
 @pytest.mark.slow
 def test_a_song_that_arrives_in_sight_moves_nothing(fake, fake_address, visit, tab):
-    """Its card is cut off at the foot of the window: what is above it stays under the pointer."""
-    page = visit(fake_address[0], 1280, 430)
+    """The window cuts its card off at the foot: what is above it stays under the pointer."""
+    page = visit(fake_address[0], 1280, 900)
+    # No player comes up at the foot.
+    page.evaluate("localStorage.setItem('ace-music-studio-plays', 'false')")
+    page.reload()
     generate = tab(page, "generate")
     generate.set("prompt", "type", "a song")
-    page.evaluate("scrollTo(0, 0)")
     generate.go.press("Enter")
     button = play(generate.take())
     expect(button).to_be_focused()
+    card = page.locator(".library .song:visible").first.bounding_box()
+    page.set_viewport_size({"width": 1280, "height": round(card["y"] + card["height"]) - 10})
+    page.evaluate("scrollTo(0, 0)")
+    generate.go.press("Enter")
+    expect(page.locator(".library .song:visible")).to_have_count(2)
+    expect(button).to_be_focused()
     expect(button).to_be_in_viewport()
-    assert (
-        not generate.part("panel")
-        .locator(".song")
-        .evaluate("(card) => card.getBoundingClientRect().bottom < innerHeight")
-    )
     assert page.evaluate("scrollY") == 0
 
 
