@@ -57,9 +57,8 @@ if TYPE_CHECKING:
 
 VERSIONS = 6  # of a line, written at once
 ENOUGH_VERSIONS = 4  # finished ones to choose from
-VERSIONS_REWRITTEN = (
-    16  # of a line that is written again: there are few of these, and good short ones are rare
-)
+# Of a line that is written again: there are few of these, and good short ones are rare.
+VERSIONS_REWRITTEN = 16
 LONGEST_LINE = 18  # tokens
 FEWEST_RHYMES = 6  # how many words must rhyme with the end of a line that a later line answers
 # Which earlier line of four each line rhymes with, None if it begins a rhyme.
@@ -478,13 +477,8 @@ class Rewriting(Lines):
         return line
 
     def _quality(self, version: Version, form: LineForm, section: list[str]) -> float:
-        line = tidy(version.text)
-        words = words_of(line)
         quality = super()._quality(version, form, section)
-        quality -= SAME_WORD_PENALTY * (len(words) - len(set(words)))
-        if not says_something_new(line, self.replaced):
-            quality -= EMPTY_PENALTY
-        return quality
+        return quality - emptiness(tidy(version.text), self.replaced)
 
     def _form(self, place: int, syllables: int) -> LineForm:
         """Return the form of the line at `place`, whose former version has so many syllables."""
@@ -766,6 +760,15 @@ def repeats(words: list[str]) -> int:
     """Return how many words of a line came before in it, not counting common words."""
     telling = [word for word in words if word not in COMMON]
     return len(telling) - len(set(telling))
+
+
+def emptiness(line: str, replaced: str) -> float:
+    """Return what a line costs that repeats its own words, or says nothing that the line it replaces lacks."""
+    words = words_of(line)
+    cost = SAME_WORD_PENALTY * (len(words) - len(set(words)))
+    if not says_something_new(line, replaced):
+        cost += EMPTY_PENALTY
+    return cost
 
 
 def says_something_new(line: str, replaced: str) -> bool:

@@ -8,7 +8,7 @@ import lyrics_form
 import lyrics_rhymes
 from limits import STRUCTURES
 from lyrics_form import content_words, count_syllables, mentions, parse_structure, rhymes
-from lyrics_lines import repeats, rhyme_scheme, says_something_new
+from lyrics_lines import emptiness, repeats, rhyme_scheme, says_something_new
 from lyrics_passage import Passage, shorter
 
 needs_dictionary = pytest.mark.skipif(
@@ -117,6 +117,14 @@ def test_a_line_says_something_new_by_a_telling_word_that_the_old_one_lacks():
     assert says_something_new("Hold the river", "Hold my hand")
     assert not says_something_new("You and me and you", "Stay with me")
     assert not says_something_new("Holding the hands", "Hold my hand")
+
+
+def test_a_line_written_again_costs_most_where_it_repeats_itself_and_says_nothing_new():
+    new, again, empty, both = (
+        emptiness(line, "Hold my hand")
+        for line in ("Hold the river", "River, hold the river", "Hold the hand", "Hold on, hold on")
+    )
+    assert new == 0 < min(again, empty) <= max(again, empty) < both
 
 
 @needs_dictionary
