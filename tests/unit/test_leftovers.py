@@ -17,8 +17,10 @@ from params import parse_request, settle
 
 
 @pytest.fixture
-def temporary(monkeypatch):
+def temporary(monkeypatch, tmp_path_factory):
     """Be a process that has no folder yet, on a machine whose temporary folder is empty and everybody's."""
+    # pytest's own folder, which it makes when a test first asks, must not lie in that one.
+    tmp_path_factory.getbasetemp()
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o1777)
         monkeypatch.setattr(tempfile, "tempdir", folder)
