@@ -439,10 +439,11 @@ class Runs:
             return len(self._queue) >= limits.MOST_WAITING
 
     def counts(self) -> dict[str, int]:
+        """Count the runs by state; one that has ended but still tidies up has ended."""
         with self._lock:
             return {
                 "waiting": len(self._queue),
-                "running": len(self._running),
+                "running": sum(not run.ended for run in self._running),
                 "ended": len(self._ended),
             }
 

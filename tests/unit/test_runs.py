@@ -352,6 +352,19 @@ def test_as_many_run_at_once_as_there_are_workers(all_runs, studio):
     assert all_runs.counts() == {"waiting": 2, "running": 2, "ended": 1}
 
 
+def test_a_run_that_still_tidies_up_counts_as_ended_and_only_once(made):
+    tidied = threading.Event()
+
+    def stream(asked):
+        yield Failed(Problem("internal", "Nothing was made."))
+        tidied.wait(10)
+
+    all_runs = made(stream)
+    ended(all_runs.start(request(), "me"))
+    assert all_runs.counts() == {"waiting": 0, "running": 0, "ended": 1}
+    tidied.set()
+
+
 # --- cancelling and leaving ---------------------------------------------------------------------------------------
 
 
