@@ -183,9 +183,9 @@ def _add_words(form: Form) -> None:
 
 def _settings_file(form: Form) -> tuple[gr.File, gr.HTML]:
     """Add the box for a song whose settings fill the form, and the line that says so."""
+    # Without file types: to a file of another kind Gradio would answer with a list of types.
     file = gr.File(
         label=tooltips.SETTINGS_FILE,
-        file_types=["audio"],
         type="filepath",
         height=96,
         elem_id=f"{form.mode}-settings",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 import page_fields
@@ -164,6 +165,28 @@ def test_an_example_plays_and_fills_the_form_only_if_it_is_asked_to(page: Page, 
         assert (read(request, field) or "") == (expected or ""), field
     # The songs take its place.
     expect(shelf).to_be_hidden()
+
+
+@pytest.mark.slow
+def test_a_file_that_is_no_song_has_no_settings(lasting: Page, fake, tab, tmp_path: Path):
+    opened = tab(lasting, "generate").reset()
+    opened.set("bpm", "type", "90")
+    picture, notes = tmp_path / "cover.png", tmp_path / "notes.txt"
+    Image.new("RGB", (8, 8)).save(picture)
+    notes.write_text("bpm: 120")
+    opened.part("settings-fold").locator("> button").click()
+    box = opened.part("settings")
+    for file in (picture, notes):
+        box.locator("input[type=file]").set_input_files(file)
+        expect(box).to_contain_text(file.stem)
+        expect(opened.part("offer")).to_have_text(tooltips.NOTHING_TO_RESTORE)
+        expect(lasting.get_by_test_id("toast-body")).to_have_count(0)
+        box.get_by_role("button", name="Clear").click()
+        expect(opened.part("offer")).to_have_text("")
+    expect(opened.text("bpm")).to_have_value("90")
+    expect(opened.text("prompt")).to_have_value("a song")
+    opened.part("settings-fold").locator("> button").click()
+    opened.reset()
 
 
 def test_every_idea_and_every_example_is_a_song():
