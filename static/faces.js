@@ -213,18 +213,34 @@
     set("");
   });
 
+  // What a chip opens may come up beneath the pointer: the second click of a double click is not meant for it.
+  let opening = false; // whether the last press opened a field
+  const swallow = (event) => {
+    if (!opening || event.detail < 2) return;
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  document.addEventListener("mousedown", ({ detail }) => (opening &&= detail > 1), true);
+  for (const kind of ["mousedown", "click"]) document.addEventListener(kind, swallow, true);
+
+  // A list opens with the focus of its box, at the place that this has by then.
+  const press = (chip) => {
+    const wanted = chip.getAttribute("aria-expanded") !== "true";
+    const opened = open(chip, wanted);
+    opening = wanted;
+    if (!wanted || !opened) return;
+    const control = opened.querySelector("input:checked") ?? opened.querySelector("input, textarea");
+    opened.scrollIntoView({ block: "nearest" });
+    control?.focus({ preventScroll: true });
+  };
+
   document.addEventListener("click", ({ target }) => {
     const face = target.closest?.("button[data-face]");
     if (face) show(face.dataset.face);
     const chip = target.closest?.("button[data-seconds]");
     if (chip) write(field("duration"), chip.dataset.seconds);
     const opener = target.closest?.("button[data-opens]");
-    if (opener) {
-      const wanted = opener.getAttribute("aria-expanded") !== "true";
-      const opened = open(opener, wanted);
-      const control = opened?.querySelector("input:checked") ?? opened?.querySelector("input, textarea");
-      if (wanted) control?.focus({ preventScroll: true });
-    }
+    if (opener) press(opener);
     if (target.closest?.("button[data-explain]")) {
       const wanted = !document.documentElement.hasAttribute("data-explained");
       studio.chosen.write(EXPLAINED, String(wanted));
