@@ -414,9 +414,8 @@ class Form:
         if not problems:
             return [*opened, ""]
         at_fields = {self.element_id(name): text for name, text in problems.items()}
-        sentence = next(iter(problems.values()))
-        if len(problems) > 1:
-            sentence = tooltips.please_check([self.label(name) for name in problems])
+        # What is wrong with each of them stands at the field, and nowhere else.
+        sentence = tooltips.please_check([self.label(name) for name in problems])
         return [*opened, theme.wrong_fields(sentence, at_fields)]
 
     def point_at(self, problem: Problem) -> Updates:

@@ -812,8 +812,10 @@ NOTHING_SUNG = "The lyrics have no lines to sing."
 
 
 def please_check(labels: Sequence[str]) -> str:
-    """Return the sentence that names several wrong fields."""
+    """Return the sentence that names the wrong fields."""
     *others, last = labels
+    if not others:
+        return f"Please check {last}."
     return f"Please check {', '.join(others)} and {last}."
 
 

@@ -244,7 +244,7 @@ window.studio = {};
   );
 
   // What is wrong stays beside its field until then. Gradio takes its own sentence away as soon as the server tells the
-  // page anything, such as the progress of a song in another tab; the line at the button has the sentences as well.
+  // page anything, such as the progress of a song in another tab; the line at the button keeps the sentences, unseen.
   // A check that failed leads to the first field that is wrong, as soon as its group is open.
   let led = "";
   const lead = (line) => {
@@ -284,6 +284,14 @@ window.studio = {};
     }
   };
 
+  // A line that has said the same of a file since it was chosen waits while its field says it.
+  const quieten = (sentences) => {
+    for (const notice of document.querySelectorAll("#studio-tabs .form-column .notice")) {
+      if (notice.closest('[id$="-problems"]')) continue;
+      notice.toggleAttribute("data-stale", sentences.has(notice.textContent));
+    }
+  };
+
   const [telling, told] = ["telling", "told"].map((name) => document.getElementsByClassName(name));
   const tell = () => {
     // While Gradio builds the page there are thousands of changes and nothing to tell.
@@ -308,6 +316,7 @@ window.studio = {};
       (field.matches(".words, .numeric") ? field.querySelector("label") : field).append(kept);
     }
     describe(wanted);
+    quieten(new Set(wanted.values()));
   };
   new MutationObserver(tell).observe(document, { subtree: true, childList: true, attributeFilter: ["data-told"] });
 

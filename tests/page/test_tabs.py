@@ -80,8 +80,11 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_pat
             # The message appears right after the upload.
             expect(opened.part("offer")).to_contain_text(sentence)
         opened.go.click()
-        expect(opened.part("problems")).to_contain_text(sentence)
+        expect(opened.part("problems")).to_have_text("Please check Source audio.")
         expect(opened.field("source")).to_contain_text(sentence)
+        # Once: neither at the button nor in the line below the source.
+        form = opened.part("panel").locator(".form-column")
+        until(lambda form=form, sentence=sentence: form.inner_text().count(sentence) == 1)
         left = opened.field("source").bounding_box()["x"]
         said = opened.field("source").get_by_text(sentence).first
         # The page's sentence gives way to Gradio's.

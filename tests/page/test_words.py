@@ -406,7 +406,7 @@ def test_words_are_written_with_the_song_unless_they_are_ones_own_or_nobody_s(
     generate.words("My own").click()
     expect(generate.text("lyrics")).to_be_focused()
     generate.go.click()
-    expect(generate.part("problems")).to_contain_text(tooltips.NO_OWN_WORDS)
+    expect(generate.part("problems")).to_have_text("Please check Lyrics.")
     expect(generate.field("lyrics")).to_contain_text(tooltips.NO_OWN_WORDS)
     generate.set("lyrics", "type", "[Verse]\nmine")
     assert generate.made(fake) == parse_request(
