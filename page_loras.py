@@ -40,6 +40,7 @@ def add_loras(form: Form) -> None:
             file_count="multiple",
             height=140,
             elem_id=f"{form.mode}-lora-file",
+            elem_classes=["file", "lora-file"],
         )
         html(theme.remark(tooltips.LORA_FILE_HELP))
         hub_allowed = lora_sources.hub_allowed()

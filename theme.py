@@ -136,9 +136,10 @@ def script(name: str) -> str:
 
 
 def css() -> str:
-    """Return the style sheet: the colours of both sides and a text as variables, then the rules."""
+    """Return the style sheet: the colours of both sides and two texts as variables, then the rules."""
     drop = f":root{{--studio-drop:{json.dumps(tooltips.DROP)}}}"
-    rules = f"{drop}\n{_style_sheets(STYLES)}"
+    drop_loras = f".lora-file{{--studio-drop:{json.dumps(tooltips.LORA_DROP)}}}"
+    rules = f"{drop}\n{drop_loras}\n{_style_sheets(STYLES)}"
     dark = f"color-scheme:dark;{_variables(1)}"
     return f":root{{{_variables(0)}}}\n:root.dark,:root .dark{{{dark}}}\n{rules}"
 

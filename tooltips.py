@@ -398,6 +398,7 @@ def _filled(texts: Iterable[str]) -> list[str]:
 # --- LoRAs ----------------------------------------------------------------------------------------
 ADD = "Add"
 LORA_FILE = "LoRA files"
+LORA_DROP = "Drop LoRA files here, or choose them"
 LORA_FILE_HELP = "A .safetensors file, or a PEFT folder as a .zip, up to 2 GB."
 LORA_HUB = "LoRA on Hugging Face"
 LORA_HUB_HELP = "org/repo, or org/repo:file if it has several files."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from playwright.sync_api import Page, expect
 import lora_format
 import lora_sources
 import page_loras
+import tooltips
 from events import Failed, Problem
 from tests.page.loras import MODULES, Panel, write
 from tests.page.steps import MARKUP, fits
@@ -146,6 +148,48 @@ def test_what_a_run_finds_wrong_stands_at_the_panel_too(panel: Panel, fake):
     fake.script = fake.play
     panel.tab.made(fake)
     expect(panel.line).to_have_text("")
+
+
+DROP_TEXT = "(text) => getComputedStyle(text, '::after').content"
+
+
+@pytest.mark.slow
+def test_the_box_for_files_fits_a_phone(
+    panel: Panel, xl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    size = panel.page.viewport_size
+    panel.page.set_viewport_size({"width": 390, "height": 844})
+    box = panel.tab.part("lora-file")
+    text = box.get_by_test_id("upload-text")
+    assert text.evaluate(DROP_TEXT) == f'"{tooltips.LORA_DROP}"'
+    # Gradio's own words take no room.
+    assert text.evaluate("(text) => getComputedStyle(text).fontSize") == "0px"
+    # The files are seen while they are looked at.
+    looked = threading.Event()
+    inspect = lora_sources.inspect
+
+    def late(*given: Any) -> lora_sources.LoraInfo:
+        looked.wait(100)
+        return inspect(*given)
+
+    monkeypatch.setattr(lora_sources, "inspect", late)
+    other = write(
+        tmp_path / "other.safetensors", lora_format.KNOWN_MODELS["XL"], MODULES[:1], rank=2
+    )
+    panel.upload(xl, other)
+    removers = box.get_by_role("button", name="Remove this file")
+    expect(removers).to_have_count(2)
+    whole = box.bounding_box()
+    for remover in removers.all():
+        place = remover.bounding_box()
+        assert min(place["width"], place["height"]) >= 44
+        # Nothing lies over it.
+        remover.click(trial=True)
+        assert place["x"] + place["width"] <= whole["x"] + whole["width"]
+    assert fits(panel.page)
+    looked.set()
+    panel.has("xl.safetensors", "other.safetensors")
+    panel.page.set_viewport_size(size)
 
 
 @pytest.mark.slow
