@@ -232,8 +232,8 @@ def progress(event: Progress, note: str = "", done: float | None = None) -> str:
         share = min(100 * event.step // event.steps, 100)
     bar = ""
     if done is not None or event.steps:
-        width = share if done is None else int(100 * done)
-        bar = f'<div class="bar"><div style="width:{width}%"></div></div>'
+        percent = share if done is None else int(100 * done)
+        bar = f'<div class="bar"><div style="--done:{percent / 100}"></div></div>'
     noted = f"<span>{escape(note)}</span>" if note else ""
     spoken_when = f"{event.stage} {share // 25} {note}"
     return line("running", tooltips.progress_sentence(event), bar + noted, spoken_when)

@@ -420,7 +420,10 @@ def test_a_song_takes_shape_is_heard_half_way_and_then_plays_in_place_of_its_dra
     page.wait_for_function("(copy) => released.includes(copy)", arg=copy)
     for motion, name in {"reduce": "none", "no-preference": "studio-fresh"}.items():
         page.emulate_media(reduced_motion=motion)
-        expect(generate.song()).to_have_css("animation-name", name)
+        generate.page.wait_for_function(
+            "([song, name]) => getComputedStyle(song, '::after').animationName === name",
+            arg=[generate.song().element_handle(), name],
+        )
     places = page.evaluate("places")
     assert places == sorted(places) and 0 <= places[0] < 20 and places[-1] > 60
     # What plays is left alone.

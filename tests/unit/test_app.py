@@ -102,11 +102,11 @@ def test_a_number_box_is_read():
 
 def test_one_bar_is_that_of_all_stages_of_a_song_and_a_prompt_that_is_cut_is_told_in_few_words():
     facts = {"state": "running", "mode": "generate", "tokens": 0, "note": ""}
-    widths = []
+    shares = []
     for stage, step in (("planning", 1), ("planning", 9), ("steps", 1), ("decoding", 9)):
         line = api_runs.line_of({**facts, "progress": asdict(Progress(stage, step, 10))})
-        widths.append(int(line.partition("width:")[2].partition("%")[0]))
-    assert widths == sorted(widths) and widths[-1] < 100
+        shares.append(float(line.partition("--done:")[2].partition('"')[0]))
+    assert shares == sorted(shares) and shares[-1] < 1
     assert "the last 300 words" in theme.budget(900, "la " * 300, 256)
     assert len(theme.budget(900, "la " * 300, 256)) < 300
     assert theme.budget(60, "", 256) == ""
