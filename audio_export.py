@@ -460,19 +460,31 @@ def _picture(samples: np.ndarray, seed: int, key: str, pixels: int, kind: str) -
 
 def _coloured(random: np.random.Generator, hue: float, dark: bool, pixels: int) -> Image.Image:
     """Return a background of `hue` with three lights of neighbouring hues."""
-    y, x = np.mgrid[0:pixels, 0:pixels] / pixels
-    picture = np.full((pixels, pixels, 3), _colour(hue, 0.75, 0.25 if dark else 0.35))
+    places = np.arange(pixels, dtype=np.float32) / pixels
+    # One plane for each of red, green and blue.
+    picture = np.ones((3, pixels, pixels), np.float32)
+    picture *= _plane(_colour(hue, 0.75, 0.25 if dark else 0.35))
     for turn in random.uniform((-0.12, 0.04, 0.1), (-0.04, 0.12, 0.3)):
         left, top = random.uniform(-0.1, 1.1, 2)
         width = random.uniform(0.3, 0.6)
-        light = np.exp(-((x - left) ** 2 + (y - top) ** 2) / width**2)[..., None]
-        picture += light * (_colour(hue + turn, 0.62, 0.92) - picture)
-    return Image.fromarray((255 * picture).astype(np.uint8))
+        # A round bell is the product of one across and one down.
+        across = np.exp(-(((places - left) / width) ** 2))
+        down = np.exp(-(((places - top) / width) ** 2))
+        light = np.outer(down, across)
+        picture += light * (_plane(_colour(hue + turn, 0.62, 0.92)) - picture)
+    levels = (255 * picture).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+
+
+def _plane(colour: np.ndarray) -> np.ndarray:
+    """Return a colour [3] in the shape [3, 1, 1], to be spread over a picture."""
+    return colour.astype(np.float32)[:, None, None]
 
 
 def _drawn_bars(bars: np.ndarray, pixels: int) -> Image.Image:
     """Return a mask with `bars` as thick lines with round ends."""
-    size = 4 * pixels  # scaled down, for smooth edges
+    finer = 4  # each pixel is the mean of so many squared, for smooth edges
+    size = finer * pixels
     radius = pixels // BARS
     mask = Image.new("L", (size, size))
     draw = ImageDraw.Draw(mask)
@@ -480,7 +492,7 @@ def _drawn_bars(bars: np.ndarray, pixels: int) -> Image.Image:
         draw.line(line.ravel().tolist(), fill=255, width=2 * radius)
         for x, y in line:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    mask = mask.resize((pixels, pixels), Image.Resampling.LANCZOS)
+    mask = mask.reduce(finer)
     return mask.point(lambda value: value * 0.9)
 
 
