@@ -55,58 +55,82 @@ def look(pytestconfig: pytest.Config) -> dict[str, Any]:
 
 
 class Visits:
-    """Opens pages as first-time visitors, who share the browser's cache alone; fails on leaving if anything went wrong.
+    """Opens pages as first-time visitors, who share what the browser knows of the page's files alone; fails on leaving
+    if anything went wrong.
 
-    `forgiven` lists texts allowed in the console; `look` is the default window.
+    `forgiven` lists texts allowed in the console; `look` is the default window. Later visits go on in the pages of
+    earlier ones, whose scripts are compiled already, unless these visits `alter` them.
     """
 
     free: ClassVar[list[BrowserContext]] = []
 
-    def __init__(self, browser: Browser, forgiven: list[str], look: dict[str, Any]):
-        self.browser, self.forgiven, self.look = browser, forgiven, look
+    def __init__(
+        self, browser: Browser, forgiven: list[str], look: dict[str, Any], alter: bool = False
+    ):
+        self.browser, self.forgiven, self.look, self.alter = browser, forgiven, look, alter
         self.wrong: list[str] = []
         self.pages: list[Page] = []
 
     def __call__(self, url: str, width: int = 0, height: int = 0, face: str = "custom") -> Page:
-        context = (
-            self.free.pop()
-            if self.free
-            else self.browser.new_context(color_scheme=self.look["theme"])
-        )
-        context.set_default_timeout(WAIT_MS)
-        page = context.new_page()
+        page = self._blank_page()
         self.pages.append(page)
         page.set_viewport_size(
             {"width": width or self.look["width"], "height": height or self.look["height"]}
         )
         page.goto("/".join([*url.split("/")[:3], "theme.css"]))
         page.evaluate(FIRST_VISIT, face)
-        page.on("request", self._asked)
-        page.on("console", lambda message: self._said(message.type, message.text))
-        page.on("pageerror", lambda error: self.wrong.append(f"script: {error}"))
+        for event, listener in self._listeners().items():
+            page.on(event, listener)
         page.goto(url)
         expect(page.locator("#studio-status")).to_contain_text("Model:")
         return page
 
-    def _said(self, kind: str, text: str) -> None:
-        if kind == "error" and not any(allowed in text for allowed in self.forgiven):
-            self.wrong.append(f"console: {text}")
+    def _blank_page(self) -> Page:
+        if not self.free:
+            self.free.append(self.browser.new_context(color_scheme=self.look["theme"]))
+        context = self.free.pop()
+        context.set_default_timeout(WAIT_MS)
+        if context.pages:
+            return context.pages[0]
+        return context.new_page()
+
+    def _listeners(self) -> dict[str, Callable[[Any], None]]:
+        return {"request": self._asked, "console": self._said, "pageerror": self._failed}
 
     def _asked(self, request: Any) -> None:
         if not LOCAL.match(request.url):
             self.wrong.append(f"asked another machine: {request.url}")
+
+    def _said(self, message: Any) -> None:
+        forgiven = any(allowed in message.text for allowed in self.forgiven)
+        if message.type == "error" and not forgiven:
+            self.wrong.append(f"console: {message.text}")
+
+    def _failed(self, error: Any) -> None:
+        self.wrong.append(f"script: {error}")
 
     def __enter__(self) -> Visits:
         return self
 
     def __exit__(self, *_: object) -> None:
         for page in self.pages:
-            context = page.context
-            page.close()
-            context.clear_permissions()
-            context.clear_cookies()
-            self.free.append(context)
+            self._leave(page)
         assert not self.wrong, self.wrong
+
+    def _leave(self, page: Page) -> None:
+        context = page.context
+        for other in context.pages:
+            if other is not page or self.alter:
+                other.close()
+        if context.pages:
+            for event, listener in self._listeners().items():
+                page.remove_listener(event, listener)
+            page.unroute_all(behavior="ignoreErrors")
+            page.emulate_media(reduced_motion="null")
+            page.goto("about:blank")
+        context.clear_permissions()
+        context.clear_cookies()
+        self.free.append(context)
 
 
 @pytest.fixture
@@ -117,9 +141,10 @@ def forgiven() -> list[str]:
 
 @pytest.fixture
 def visit(
-    browser: Browser, forgiven: list[str], look: dict[str, Any]
+    browser: Browser, forgiven: list[str], look: dict[str, Any], request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Page]]:
-    with Visits(browser, forgiven, look) as visit:
+    alter = bool(request.node.get_closest_marker("alters_page"))
+    with Visits(browser, forgiven, look, alter) as visit:
         yield visit
 
 

@@ -271,7 +271,7 @@ def lasting_page(
     fake_address: tuple[str, FakeBackend], browser: Browser, look: dict[str, Any]
 ) -> Iterator[Page]:
     """Open the page on the fake backend once for a file of tests, which restore what they change."""
-    with Visits(browser, [*FORGIVEN], look) as visit:
+    with Visits(browser, [*FORGIVEN], look, alter=True) as visit:
         yield visit(fake_address[0])
 
 

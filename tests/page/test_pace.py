@@ -28,6 +28,7 @@ STREAMS = [
 
 @pytest.mark.parametrize("rate", [4, pytest.param(6, marks=MATRIX)])
 @pytest.mark.parametrize(("mode", "go", "cancel"), STREAMS, ids=lambda value: value)
+@pytest.mark.alters_page
 def test_the_page_keeps_up(page: Page, fake, tab, song: Path, mode, go, cancel, rate: int):
     def drafts(request: Any) -> Iterator[Event]:
         """Write a word every 20 ms until closed."""

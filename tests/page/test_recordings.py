@@ -66,6 +66,7 @@ def hertz(samples: np.ndarray) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alters_page
 def test_what_a_browser_records_becomes_the_source(cover: Any, fake: Any, tab: Any):
     page = cover.page
     # Gradio's buttons have other names there.

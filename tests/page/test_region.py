@@ -288,6 +288,7 @@ def touch(page: Page, *moments: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alters_page
 def test_on_a_phone_handles_can_be_touched_one_finger_marks_or_scrolls_and_two_zoom(
     open_page: Callable[..., Region],
 ):

@@ -264,6 +264,7 @@ def test_a_network_that_is_cut_in_mid_song_costs_no_song(
 
 
 @pytest.mark.slow
+@pytest.mark.alters_page
 def test_a_page_that_slept_through_its_song_shows_it(studio: str, visit, tab, hold):
     page = visit(studio)
     long_song(page, tab)

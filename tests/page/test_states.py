@@ -113,6 +113,7 @@ def test_the_next_song_can_be_started_while_the_last_one_tidies_up(lasting: Page
 
 
 @pytest.mark.slow
+@pytest.mark.alters_page
 def test_leaving_asks_only_while_the_model_is_fetched_for_songs_go_on(
     page: Page, fake, tab, forgiven
 ):

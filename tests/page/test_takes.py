@@ -726,6 +726,7 @@ def test_an_upload_is_used_again_until_it_is_gone(lasting: Page, fake, song, tab
 
 
 @pytest.mark.slow
+@pytest.mark.alters_page
 def test_songs_stay_in_the_browser_for_every_tab_and_can_be_found_named_and_removed(
     page: Page, fake, tab, forgiven
 ):
