@@ -74,9 +74,11 @@ def read(request: Any, name: str) -> Any:
 
 def violations(page: Page) -> list[str]:
     """Return what axe-core calls serious or critical, one line per element."""
+    # It need not describe each element that passes a rule, which takes half of its time.
+    found = Axe().run(page, options={"resultTypes": ["violations"]})
     return [
         f"{rule['id']} at {' '.join(map(str, node['target']))}: {node['html'][:120]}"
-        for rule in Axe().run(page).response["violations"]
+        for rule in found.response["violations"]
         if rule["impact"] in ("serious", "critical")
         for node in rule["nodes"]
     ]
