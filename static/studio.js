@@ -35,10 +35,10 @@ window.studio = {};
       },
       true
     );
+  // A click that only opens something or plays fills nothing.
+  const fills = "#studio-tabs button:not(.label-wrap, .play, [aria-expanded], [data-face], [data-seconds])";
   document.addEventListener("click", ({ target }) => {
-    const panel = target
-      .closest?.("#studio-tabs button:not(.label-wrap, [data-face], [data-seconds])")
-      ?.closest('[role="tabpanel"]');
+    const panel = target.closest?.(fills)?.closest('[role="tabpanel"]');
     if (panel) touched.add(panel.id.split("-")[0]);
   });
 })();

@@ -195,12 +195,13 @@ def test_each_tab_keeps_its_own_settings_and_its_source(page: Page, fake, tab, s
 
 
 @pytest.mark.slow
-def test_restored_settings_do_not_overwrite_early_typing(
+def test_restored_settings_come_back_beside_early_typing_and_clicks_that_fill_nothing(
     page: Page, fake, tab, monkeypatch: pytest.MonkeyPatch
 ):
     opened = tab(page, "generate")
     opened.set("prompt", "type", "of the last visit")
     opened.set("lyrics", "type", "la la")
+    opened.set("duration", "type", "90")
     looked, held = threading.Event(), threading.Event()
 
     restored = page_settings.restored
@@ -213,11 +214,13 @@ def test_restored_settings_do_not_overwrite_early_typing(
     monkeypatch.setattr(page_settings, "restored", late)
     page.reload()
     opened.text("prompt").fill("typed at once")
+    opened.part("strip").locator("[data-opens=duration]").click()
     assert looked.wait(100)
     # What the fields hold by then is not kept in the place of what comes back: it would be lost in another reload.
     assert "la la" in page.evaluate(KEPT_A_WHILE_LATER)
     held.set()
     expect(opened.text("lyrics")).to_have_value("la la")
+    expect(opened.text("duration")).to_have_value("90")
     expect(opened.text("prompt")).to_have_value("typed at once")
     page.wait_for_function(f"{OWN_SETTINGS}.includes('typed at once')")
 
