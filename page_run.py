@@ -213,10 +213,12 @@ def connect_run(
         verdicts = form.validate(*values)
         if not isinstance(verdicts, list):
             verdicts = [verdicts]
-        return [gr.validate(True, ""), *verdicts]
+        # Without their sentences: Gradio would show them in a place and for a time of its own.
+        silent = [gr.validate(verdict["is_valid"], "") for verdict in verdicts]
+        return [gr.validate(True, ""), *silent]
 
-    # The validator stops at a wrong field, with a sentence beside it; this says so at the button
-    # too, and unfolds the field's group.
+    # The validator stops at a wrong field; this says what is wrong, at the field and at the button
+    # (static/studio.js), and unfolds the field's group.
     go.click(form.point_out, form.inputs, [*form.folds, bar.problems], **AT_ONCE)
     started = go.click(
         begin,

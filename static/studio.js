@@ -10,6 +10,16 @@ window.studio = {};
   for (const event of dependencies) Object.setPrototypeOf(event, Object.create(Object.prototype));
   Object.setPrototypeOf(dependencies, Events.prototype);
 
+  // At the end of an event Gradio gives each of its inputs a status, which none of ours shows. From then on every message of
+  // every event searches the page for each of them: a fifth of what the page did. It asks whether they include a component.
+  class Inputs extends Array {
+    static [Symbol.species] = Array;
+    includes() {
+      return false;
+    }
+  }
+  for (const event of dependencies) Object.setPrototypeOf(event.inputs, Inputs.prototype);
+
   // The server knows its address from the last proxy, which may have told it too little: the page's own counts.
   config.root = location.origin + location.pathname.replace(/\/+$/, "");
 })();
@@ -243,8 +253,8 @@ window.studio = {};
     true
   );
 
-  // What is wrong stays beside its field until then. Gradio takes its own sentence away as soon as the server tells the
-  // page anything, such as the progress of a song in another tab; the line at the button keeps the sentences, unseen.
+  // What is wrong stays beside its field until then. The line at the button keeps the sentences, unseen,
+  // since Gradio would take its own away as soon as the server tells the page anything, such as a song in another tab.
   // A check that failed leads to the first field that is wrong, as soon as its group is open.
   let led = "";
   const lead = (line) => {

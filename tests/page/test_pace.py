@@ -73,6 +73,32 @@ def test_a_first_visit_transfers_at_most_650_kb(browser, fake_address):
     assert 200_000 < sum(sizes) <= 650_000
 
 
+# Gradio's own record of which components show the progress of an event.
+STATUSES = """async () => {
+  const files = performance.getEntriesByType("resource").map((each) => each.name);
+  const tracker = await import(files.find((name) => name.includes("/statustracker-")));
+  const { prototype } = Object.values(tracker).find((each) => each.prototype?.resolve_args);
+  const { update } = prototype;
+  window.statuses = [];
+  prototype.update = function (...given) {
+    update.apply(this, given);
+    window.statuses.push(Object.keys(this.current).length);
+  };
+}"""
+
+
+@pytest.mark.alters_page
+def test_no_component_gets_a_status_that_each_later_event_would_search_the_page_for(
+    page: Page, fake, tab
+):
+    generate = tab(page, "generate")
+    page.evaluate(STATUSES)
+    generate.set("prompt", "type", "a song")
+    generate.made(fake)
+    page.wait_for_function("statuses.length > 5")
+    assert {*page.evaluate("statuses")} == {0}
+
+
 def test_the_cost_of_a_visit_and_of_a_key_does_not_grow_with_the_page(fake_address):
     # Nothing is shown before it has come. In Brotli 88 kB were measured, and 131 kB in gzip, which a browser asks for
     # at an address of the network without https; a component takes about 200 bytes of them. Without compression it
