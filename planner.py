@@ -183,6 +183,7 @@ def plan(
     codes = planner.vocabulary.codes[code_indices].tolist()
     ends: tuple[float, ...] = ()
     if form is not None:
+        codes = [form.arranged(take.numpy()).tolist() for take in code_indices]
         ends = tuple(planner_codes.last_begun(take) for take in codes)
     yield Plan(
         metadata=metadata,
@@ -263,8 +264,6 @@ def _draw_codes(
             drawn[take] = torch.cat([kept, redrawn[0]])
             start = stuck_from(drawn[take].tolist())
         stuck.append(None if start is None else start / CODES_PER_SECOND)
-        if form is not None:
-            drawn[take] = torch.from_numpy(form.arranged(drawn[take].numpy()))
     return drawn, tuple(stuck)
 
 

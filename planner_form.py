@@ -27,6 +27,7 @@ from planner_codes import (
     BEAT_LEVELS,
     BITS,
     CHORD,
+    CHORD_CELLS,
     CHORDS,
     CODE_TICKS,
     CYMBALS,
@@ -35,9 +36,11 @@ from planner_codes import (
     GRAY,
     KICK,
     LEAD,
+    LEVEL_OF_BITS,
     MOMENT,
     NO_BEAT,
     NO_CHORD,
+    NOTHING,
     PLAYING,
     SNARE,
     TICKS_PER_MINUTE,
@@ -76,6 +79,8 @@ WHO = {
     "break": ("c", "bc", "cl", "bcl"),
     "outro": ("c", "bc", "dbc", "bcl"),
 }
+PLANNED_WHO = {**WHO, "intro": ("c",)}
+"""Who may play in a section of a plan: an intro with a bass or drums is not heard as another section than its verse."""
 VERSE_BEFORE_CHORUS = "dbc"
 """The lead comes in with the chorus, as cymbals do."""
 CALM = ("intro", "outro")
@@ -182,7 +187,6 @@ class Form:
         seconds: float,
         seed: int,
     ):
-        self._known = known
         self._digits = planner_codes.digits_in(known)
         self.count = math.ceil(CODES_PER_SECOND * seconds)
         self.beats = 3 if time_signature in ("3", "6") else 4
@@ -242,7 +246,7 @@ class Form:
         ):
             beat = digits[:, BEAT] == BEAT_LEVELS[number % self.beats]
             # Some codes that scores hardly need are not known: then a frame beside it, if need be.
-            distance = np.where(beat, np.abs(digits[:, MOMENT] - frame), planner_codes.NOTHING + 1)
+            distance = np.where(beat, np.abs(digits[:, MOMENT] - frame), NOTHING + 1)
             right[code] = distance == distance.min()
         return right
 
@@ -264,18 +268,22 @@ class Form:
             return NOBODY
         roles = sum(ROLES[role] for role in who if role in ROLES)
         has_drums = "d" in who
+        is_strong = is_beat and beat % 2 == 0
+        is_thin = name == "verse" and who == VERSE_BEFORE_CHORUS
         begun = 0
-        if begins_bar:
+        if begins_bar or (is_thin and is_strong):
             # With the bar begins whoever accompanies.
             begun = roles & ~LEAD
-        if name == "chorus" and is_beat and beat % 2 == 0:
+        if name == "chorus" and is_strong:
             begun = roles
+        if is_thin and not is_beat:
+            roles = 0
         struck = 0
         if is_beat and has_drums and name not in CALM:
             # The beat is struck, and a chorus shines.
             struck = CYMBALS if name == "chorus" else ANY_DRUM
         drums = ANY_DRUM if has_drums else 0
-        if name == "verse" and who == VERSE_BEFORE_CHORUS:
+        if is_thin:
             drums &= ~CYMBALS
         return Players(
             drums=drums,
@@ -290,7 +298,8 @@ class Form:
 
         Of the four bars that a section repeats, every other one has that of the tonic, as two bars in three of the
         scores have. The two others tell the key from its neighbours on the circle of fifths, without which it would be
-        any of the three; a chorus goes the other way around.
+        any of the three. Where verses and choruses take turns, the verses tell it from one neighbour and the choruses
+        from the other one.
         """
         bar = self._bar_of_code[place]
         section = self._section_of(bar)
@@ -298,6 +307,9 @@ class Form:
         if place_in_loop % 2 == 0 or bar == self.bars - 1:
             return frozenset({self._home})
         fifth_up, fifth_down = self._away
+        is_shared = {"verse", "chorus"} <= {section.name for section in self.sections}
+        if is_shared and section.name in ("verse", "chorus"):
+            return fifth_up if section.name == "verse" else fifth_down
         is_first = place_in_loop == 1
         return fifth_up if is_first != (section.name == "chorus") else fifth_down
 
@@ -307,13 +319,17 @@ class Form:
     # --- what comes back ---
 
     def arranged(self, drawn: np.ndarray) -> np.ndarray:
-        """Return `drawn` codes, numbers [N] of known ones, as an arrangement.
+        """Return codes [N] that arrange those `drawn`, numbers [N] of known ones.
 
-        A chord lasts a bar. The drums of a section are those of its first bar, and it repeats its first bars; a section
-        that was there before is what it was then. Beats keep their own time; drums, notes and chords are those of the
-        same place of the bar. The last bar of the piece stays as it was drawn.
+        Exactly those play who may and have to. A chord lasts a bar. The drums of a section are those of its first bar,
+        and it repeats its first bars; a section that was there before is what it was then. Beats keep their own time;
+        drums, notes and chords are those of the same place of the bar. The last bar of the piece is no copy.
+
+        The codes need not be known ones, of which few have, say, a bass without cymbals on a bar's first beat: the
+        engine plays any.
         """
         digits = self._digits[drawn]
+        self._let_play(digits)
         self._hold_chords(digits)
         first_of: dict[str, Section] = {}
         for section in self.sections:
@@ -325,13 +341,41 @@ class Form:
                 self._keep_groove(digits, section)
             for bar in range(section.first + length * is_new, min(section.end, self.bars - 1)):
                 self._copy_bar(digits, bar, model.first + (bar - section.first) % length)
-        wanted = planner_codes.codes_of(digits)
-        changed = np.array(drawn)
-        places = np.flatnonzero(wanted != self._known[drawn])
-        if len(places):
-            found = planner_codes.likest(wanted[places], self._known)
-            changed[places] = np.searchsorted(self._known, found)
-        return changed
+        # A copied drum or note may need a moment of its own.
+        self._let_play(digits)
+        return planner_codes.codes_of(digits)
+
+    def _let_play(self, digits: np.ndarray) -> None:
+        """Let exactly those begin at each place of `digits` [N, 6] who may and have to."""
+        for place, code in enumerate(digits):
+            players = self._playing(place)
+            drums = int(GRAY[code[DRUMS]]) & players.drums | players.needed_drums
+            roles = int(GRAY[code[PLAYING]]) & players.roles | players.needed_roles
+            if players.one_of and not drums & players.one_of:
+                drums |= self._struck(place, players.one_of)
+            code[DRUMS] = LEVEL_OF_BITS[drums]
+            code[PLAYING] = LEVEL_OF_BITS[roles]
+            if not roles & (BASS | CHORDS):
+                code[CHORD:] = CHORD_CELLS[NO_CHORD]
+            elif planner_codes.chord_in(code) == NO_CHORD:
+                code[CHORD:] = CHORD_CELLS[self._chord_of_bar(digits, place)]
+            if code[BEAT] == NO_BEAT and not drums and not roles:
+                code[MOMENT] = NOTHING
+            elif code[MOMENT] == NOTHING:
+                code[MOMENT] = 0
+
+    def _struck(self, place: int, one_of: int) -> int:
+        """Return the drum that strikes the beat at a place if none does: a kick or, on every other beat, a snare."""
+        beat = int(np.searchsorted(self._code_of_beat, place)) % self.beats
+        struck = SNARE if beat % 2 else KICK
+        return struck if one_of & struck else one_of
+
+    def _chord_of_bar(self, digits: np.ndarray, place: int) -> int:
+        """Return the first chord in the bar of a place of `digits` [N, 6] that may sound there, or one that may."""
+        wanted = self._chords_at(place)
+        here = digits[self._bar_of_code == self._bar_of_code[place]]
+        sounding = [chord for chord in planner_codes.chord_in(here).tolist() if chord in wanted]
+        return sounding[0] if sounding else min(wanted)
 
     def _hold_chords(self, digits: np.ndarray) -> None:
         """Give each bar of `digits` [N, 6] the chord that most of its codes have."""
@@ -341,7 +385,7 @@ class Form:
             sounding = here[chords != NO_CHORD]
             if len(sounding):
                 most = np.bincount(chords[chords != NO_CHORD]).argmax()
-                digits[sounding, CHORD:] = planner_codes.CHORD_CELLS[most]
+                digits[sounding, CHORD:] = CHORD_CELLS[most]
 
     def _keep_groove(self, digits: np.ndarray, section: Section) -> None:
         """Let the drums of each of the first bars of a section be those of its first one."""
@@ -378,7 +422,7 @@ class Form:
 
 def _players(names: list[str], chance: random.Random) -> dict[str, str]:
     """Return who plays in each section of a song, another group than in those beside it wherever there is one."""
-    who = {name: chance.choice(groups) for name, groups in WHO.items()}
+    who = {name: chance.choice(groups) for name, groups in PLANNED_WHO.items()}
     if "verse" in names and "chorus" in names:
         who["verse"] = VERSE_BEFORE_CHORUS
     for name in ("intro", "break", "outro"):
@@ -389,6 +433,6 @@ def _players(names: list[str], chance: random.Random) -> dict[str, str]:
             for other in pair
             if other != name
         }
-        groups = [group for group in WHO[name] if group not in beside]
-        who[name] = chance.choice(groups or WHO[name])
+        groups = [group for group in PLANNED_WHO[name] if group not in beside]
+        who[name] = chance.choice(groups or PLANNED_WHO[name])
     return who
