@@ -256,14 +256,24 @@ window.studio = {};
   // What is wrong stays beside its field until then. The line at the button keeps the sentences, unseen,
   // since Gradio would take its own away as soon as the server tells the page anything, such as a song in another tab.
   // A check that failed leads to the first field that is wrong, as soon as its group is open.
+  const UNFOLDING_MS = 5000;
   let led = "";
+  let sought = { at: "", until: 0 };
+  let again;
   const lead = (line) => {
-    if (line.dataset.at === led) return;
-    const ids = Object.keys(JSON.parse(line.dataset.told));
+    const { at, told } = line.dataset;
+    if (at === led) return;
+    if (sought.at !== at) sought = { at, until: performance.now() + UNFOLDING_MS };
+    const ids = Object.keys(JSON.parse(told));
     studio.reveal(ids);
     const fields = ids.map((id) => document.getElementById(id));
-    if (!fields.every((field) => field && shown(field))) return;
-    led = line.dataset.at;
+    if (!fields.every((field) => field && shown(field))) {
+      // A group that was open before unfolds without adding anything to the page.
+      clearTimeout(again);
+      if (performance.now() < sought.until) again = setTimeout(tell, 50);
+      return;
+    }
+    led = at;
     fields.sort((one, other) => (one.compareDocumentPosition(other) & 4 ? -1 : 1));
     const control = fields[0].querySelector("textarea, input:not([type=file]), button, [tabindex]");
     control?.focus({ preventScroll: true });
