@@ -292,7 +292,9 @@ def test_a_place_in_the_queue_is_seen_once_and_heard_once(lasting: Page, fake, g
     gate.go.set()
     expect(lyrics.progress).to_contain_text("Written in")
     gate.go.clear()
-    tab(page, "generate").start()
+    generate = tab(page, "generate")
+    generate.start()
+    generate.runs()  # so that the lyrics come second, however slowly the page asks
     tab(page, "lyrics").start("another lighthouse")
     seen = lyrics.progress.locator(".shown")
     expect(seen).to_contain_text("Next in the queue, starts in")
