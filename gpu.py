@@ -87,9 +87,12 @@ def run(
 @spaces.GPU(duration=lambda job, seconds: seconds)
 def entry(job: Job, seconds: int) -> Generator[Event | Outcome]:
     """Run `job` on the models; unless it is cancelled, the last event is its `Outcome` or `Failed`."""
+    life = gpu_zero.Beat(job.folder) if ON_ZEROGPU else None
+    if life:
+        # Before the work: a worker may die with its first event, and is missed by its heartbeat alone.
+        life.write()
     events, thread = beat.in_thread(_when_free(job), "song", job.cancelled)
     latest: Event | Outcome = Progress("preparing")
-    life = gpu_zero.Beat(job.folder) if ON_ZEROGPU else None
     try:
         for event in events:
             if life:

@@ -14,9 +14,11 @@ import pytest
 
 import beat
 import estimate
+import gpu
 import gpu_zero
 from estimate import Work
 from events import Outcome, Progress, StudioError
+from gpu_job import Job
 from limits import LIMITS
 from params import SongRequest, parse_request, settle
 from record import Ran
@@ -184,6 +186,21 @@ def test_a_worker_whose_death_nobody_reports_is_missed_by_its_heartbeat(tmp_path
         list(gpu_zero.lent(call, tmp_path, 60))
     assert raised.value.problem.code == "gpu_silent" and not over.is_set()
     over.set()
+
+
+def test_the_heart_beats_before_the_work_begins(tmp_path, monkeypatch):
+    """A worker that dies at once would else be waited for as if it had not started."""
+    seen = []
+
+    def studio():
+        seen.append((tmp_path / gpu_zero.BEAT).exists())
+        raise RuntimeError("the worker dies")
+
+    monkeypatch.setattr(gpu, "ON_ZEROGPU", True)
+    monkeypatch.setattr(gpu, "_studio", studio, raising=False)
+    with pytest.raises(RuntimeError, match="dies"):
+        list(gpu.entry(Job(None, (1,), (), str(tmp_path)), 60))
+    assert seen == [True]
 
 
 def test_a_visitor_can_leave_while_the_card_is_being_lent(tmp_path):
