@@ -104,7 +104,7 @@ FORMATS = {
 }
 SAMPLERS = {"ode": "Straight (ODE)", "sde": "With fresh noise (SDE)"}
 MEMORY_PLANS = {
-    "auto": "The fastest that fits",
+    "auto": "Fastest that fits",
     "resident": "Everything at once",
     "swap": "One model at a time",
     "offload": "One part of a model at a time",

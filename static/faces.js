@@ -19,6 +19,12 @@
   };
   document.documentElement.dataset.face = studio.chosen.read(KEPT) === "custom" ? "custom" : "simple";
 
+  // A length as it is read, in minutes and seconds; what was typed wrong as it is.
+  const said = (name, set) => {
+    const seconds = name === "duration" ? Number(studio.seconds(set)) : 0;
+    return seconds > 0 ? studio.tools.clock(seconds) : String(set);
+  };
+
   // Each chip of the strip opens its field. One that Gradio draws anew stays open.
   const open = (chip, wanted) => {
     const field = document.getElementById(chip.getAttribute("aria-controls"));
@@ -35,8 +41,8 @@
       const name = chip.dataset.opens;
       const { value, names } = fields[name];
       const now = name in settings ? settings[name] : value;
-      // Of a choice such as "Draft, 20 steps" its name; what was typed as it is.
-      const text = UNSAID.includes(String(now ?? "")) ? "" : (names[now]?.split(", ")[0] ?? String(now));
+      // Of a choice such as "Draft, 20 steps" its name.
+      const text = UNSAID.includes(String(now ?? "")) ? "" : (names[now]?.split(", ")[0] ?? said(name, now));
       if (chip.lastElementChild.textContent !== text) chip.lastElementChild.textContent = text;
       chip.toggleAttribute("data-set", !same(now, value));
       if (chip.getAttribute("aria-expanded") === "true") open(chip, true);

@@ -245,6 +245,30 @@ def test_simple_fits_on_the_first_screen(fake, fake_address, visit):
 
 
 @pytest.mark.slow
+def test_simple_is_a_face_of_generate_alone(fake, fake_address, visit, tab):
+    page = visit(fake_address[0], 1280, 900, face="simple")
+    cover = tab(page, "cover")
+    expect(cover.part("describe")).to_be_visible()
+    cover.unfold()
+    # Help waits until it is asked for there, as in Custom.
+    help_of_steps = cover.field("options.steps").get_by_text("How many times the sound is refined")
+    help_of_variation = cover.field("options.variation").get_by_text("Blends in a second seed")
+    assert help_of_steps.bounding_box()["height"] <= 1
+    cover.part("panel").get_by_role("button", name=tooltips.EXPLAIN).click()
+    assert help_of_steps.bounding_box()["height"] > 10
+    # A slider's help is as wide as the slider, below its name and its number.
+    field = cover.field("options.variation")
+    number = field.locator("input[type=number]").bounding_box()
+    box = help_of_variation.bounding_box()
+    assert box["width"] > 0.8 * field.bounding_box()["width"]
+    assert box["y"] >= number["y"] + number["height"]
+    # What is chosen at first is not cut off.
+    for name in ("options.memory_plan", "language"):
+        chosen = cover.field(name).get_by_role("combobox")
+        assert chosen.evaluate("(box) => box.scrollWidth <= box.clientWidth"), name
+
+
+@pytest.mark.slow
 def test_custom_is_short_and_a_chip_opens_its_field(fake, fake_address, visit, tab):
     page = visit(fake_address[0], 1280, 900)
     form = tab(page, "generate")
@@ -282,6 +306,9 @@ def test_custom_is_short_and_a_chip_opens_its_field(fake, fake_address, visit, t
     expect(chip).to_have_text("BPM 76")
     chip.press("Enter")
     expect(form.field("bpm")).to_be_hidden()
+    # A length is said in minutes and seconds, whatever was typed.
+    form.set("duration", "type", "90")
+    expect(form.part("strip").get_by_role("button", name="Length")).to_have_text("Length 1:30")
     # The chosen one of several gets the focus, and the chip says no more than its name.
     form.set("quality", "pick", "Best, 80 steps")
     chip = form.part("strip").get_by_role("button", name="Quality")
