@@ -19,15 +19,16 @@
   };
   studio.hasSource = (mode) => Boolean(shown[mode]);
 
-  const pictureOf = (name) => {
+  // The take of this browser that a file is.
+  const takeOf = (name) => {
     const takes = studio.tools.MODES.flatMap((mode) => studio.remembered(mode));
-    return takes.find(({ path }) => path.split("/").at(-1) === name)?.art;
+    return takes.find(({ path }) => path.split("/").at(-1) === name);
   };
 
   const card = (block, file) => {
     const { address, clock, empty, make } = studio.tools;
     const name = file.orig_name ?? file.path.split("/").at(-1);
-    const art = pictureOf(name);
+    const { art, title } = takeOf(name) ?? {};
     const length = make("span");
     const sound = new Audio();
     sound.preload = "metadata";
@@ -37,7 +38,7 @@
     sound.src = address(file.path);
     return make("div", { class: "source-card" }, [
       art ? make("img", { src: art, alt: "" }) : make("span", { class: "art", icon: "note" }),
-      make("p", {}, [make("strong", { text: name, title: name }), length]),
+      make("p", {}, [make("strong", { text: title || name, title: name }), length]),
       make("button", { type: "button", text: studio.texts.change, click: () => empty(block) }),
     ]);
   };

@@ -230,6 +230,8 @@ def test_a_latest_take_becomes_the_source_with_one_click(page: Page, fake, tab, 
     assert violations(page) == []
     latest.nth(1).click()
     expect(cover.field("source").locator("time").last).to_have_text("0:01")
+    # It has its title, not the name of its file.
+    expect(cover.field("source").locator(".source-card strong")).to_have_text("sea shanty")
     # It brings its words along, as by its own button.
     expect(cover.text("prompt")).to_have_value("sea shanty")
     cover.set("prompt", "type", "brass band")
