@@ -53,7 +53,7 @@ class Desk:
             }
             self.undo = Undo("lyrics")
             self.cancel = gr.Button(
-                tooltips.CANCEL,
+                tooltips.STOP,
                 variant="stop",
                 elem_id="lyrics-assist-cancel",
                 elem_classes=["while-running"],

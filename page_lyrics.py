@@ -142,7 +142,7 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
             return {}
         if not is_cancelled:
             return {panel.text: request.lyrics}
-        line = theme.line("stopped", tooltips.REWRITE_CANCELLED)
+        line = theme.line("stopped", tooltips.REWRITE_STOPPED)
         return {bar.line: line, panel.text: request.lyrics}
 
     outputs = [panel.text, panel.message]

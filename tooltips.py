@@ -491,7 +491,7 @@ REWRITE_HELP = (
     "Only the selected lines change. Rewrite and Shorter keep their rhymes, Rhyme adds some."
 )
 NO_REWRITING = "Rewrite, Rhyme and Shorter need the songwriter. {reason}"
-REWRITE_CANCELLED = "Cancelled. Your lines are unchanged."
+REWRITE_STOPPED = "Stopped. Your lines are unchanged."
 NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
 LYRICS_FAILED = "Writing failed"
 LYRICS_STOPPED = "Stopped. The text so far is kept."

@@ -353,13 +353,25 @@ window.studio = {};
       { passive: true }
     );
   document.addEventListener("studio-run", () => (follows = true));
+
+  // On a phone the lyrics are below the form, and come into sight with their first words, unless the visitor is busy elsewhere.
+  let isAwaited = false; // whether lyrics were asked for that are not seen yet
+  document.addEventListener("click", ({ target }) => (isAwaited ||= Boolean(target.closest?.("#lyrics-go"))));
+  const bring = (box) => {
+    if (!isAwaited || !box.value.trim()) return;
+    isAwaited = false;
+    if (!document.activeElement?.matches("input, textarea")) box.scrollIntoView({ block: "nearest" });
+  };
+
   document.addEventListener("studio-news", ({ detail }) => {
     if (detail.id !== "lyrics-progress" || !follows) return;
     // The box gets its text with the next frame.
     requestAnimationFrame(() =>
       requestAnimationFrame(() => {
         const box = document.querySelector(written);
-        if (box && follows && !studio.keepsPlace()) box.scrollTop = box.scrollHeight;
+        if (!box) return;
+        bring(box);
+        if (follows && !studio.keepsPlace()) box.scrollTop = box.scrollHeight;
       })
     );
   });

@@ -76,6 +76,25 @@ def written(opened: Tab, fake: Any) -> Any:
 
 
 @pytest.mark.slow
+def test_on_a_phone_lyrics_come_into_sight_as_they_are_written(fake, fake_address, visit, tab):
+    lyrics = tab(visit(fake_address[0], 390, 844), "lyrics")
+    text = lyrics.text("text")
+    lyrics.text("brief").fill("a song")
+    expect(text).not_to_be_in_viewport()
+    lyrics.go.click()
+    expect(text).to_be_in_viewport(ratio=0.9)
+    # What stops the songwriter is beside it.
+    expect(lyrics.part("assist-cancel")).to_have_text(tooltips.STOP)
+    # Whoever writes is left where they are.
+    lyrics.page.evaluate("scrollTo(0, 0)")
+    fake.script = lambda request: fake.lyrics(request, text="[Verse]\nmore")
+    lyrics.go.click()
+    lyrics.text("brief").click()
+    expect(text).to_have_value("[Verse]\nmore")
+    expect(text).not_to_be_in_viewport()
+
+
+@pytest.mark.slow
 def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_message(
     lyrics: Tab, fake
 ):
@@ -255,7 +274,7 @@ def test_selected_lines_are_rewritten_cancelled_and_undone(lyrics: Tab, fake):
     assert text.evaluate("(box) => box.readOnly")
     expect(lyrics.part("shorter")).to_be_disabled()
     lyrics.part("assist-cancel").click()
-    expect(lyrics.progress).to_contain_text(tooltips.REWRITE_CANCELLED)
+    expect(lyrics.progress).to_contain_text(tooltips.REWRITE_STOPPED)
     expect(text).to_have_value(held)
     release.set()
     for task in ("rewrite", "rhyme", "shorter"):
