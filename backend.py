@@ -293,7 +293,9 @@ class Backend:
             return SHARES
         seconds = {}
         try:
-            seconds = self._paces.seconds(self.work_of(request, check_audio(request)))
+            is_built_in = self.song_model(request).is_built_in_engine
+            usual = estimate.BUILT_IN_PACES if is_built_in else None
+            seconds = self._paces.seconds(self.work_of(request, check_audio(request)), usual)
         except StudioError:  # the run itself will say it
             return SHARES
         if isinstance(request, WrittenRequest):

@@ -158,3 +158,9 @@ def test_a_stage_takes_as_long_as_it_took_in_the_song_before():
     assert seconds["steps"] == pytest.approx(12 * counted["steps"])
     assert seconds["decoding"] == pytest.approx(2 * 5.0)
     assert seconds["finishing"] == pytest.approx(2 * counted["finishing"])
+    # Until the first song, the built-in engine's planner is taken for a small one.
+    planned = Work("generate", duration=60.0, steps=8, planner=True)
+    first = estimate.Paces().seconds(planned, estimate.BUILT_IN_PACES)
+    assert first["planning"] < first["steps"] + first["decoding"] + first["finishing"]
+    learnt = paces.seconds(planned, estimate.BUILT_IN_PACES)["steps"]
+    assert learnt == pytest.approx(paces.seconds(planned)["steps"])
