@@ -462,7 +462,7 @@ def fine() -> str:
 
 def messages(record: Mapping[str, Any]) -> str:
     """Return a run's failed takes, the effect of its LoRAs, and its notes as a list."""
-    failed = [tooltips.TAKE_FAILED.format(**error) for error in record["errors"]]
+    failed = [tooltips.take_left_out(**error) for error in record["errors"]]
     loras = [tooltips.lora_acted(lora) for lora in record.get("loras", [])]
     return _list([*failed, *loras, *record["notes"]], ' class="shown notes" role="status"')
 

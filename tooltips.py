@@ -240,9 +240,9 @@ UNDO = "Undo"
 RECORD = "Details (JSON)"
 EMPTY_RESULTS = {
     "generate": "Your songs appear here. Describe one, or roll the dice.",
-    "cover": "Your covers appear here. Add a song: drop a file, or press Use in Cover under a take.",
+    "cover": "Your covers appear here. Add a song: drop a file, or choose Use in Cover in a take's menu.",
     "extend": "Your extended songs appear here. Add a song: drop a file, or press Extend under a take.",
-    "edit": "Your edited songs appear here. Add a song: drop a file, or press Use in Edit under a take.",
+    "edit": "Your edited songs appear here. Add a song: drop a file, or choose Use in Edit in a take's menu.",
 }
 
 # --- edit and extend ------------------------------------------------------------------------------
@@ -700,7 +700,17 @@ TAKE_WITHOUT_COPY = (
     "The take is in the output folder as {name}, but the page could not get a copy of it."
 )
 TAKE_WITHOUT_TAGS = "The settings could not be saved in the file."
-TAKE_FAILED = "Take {take} (seed {seed}) failed: {message}"
+
+
+def take_left_out(take: int, seed: int, message: str) -> str:
+    """Say which take failed and why; the `message` of a song's own take begins with its number."""
+    left_out = f"Left out: take {take} (seed {seed})"
+    itself = f"Take {take} "
+    if message.startswith(itself):
+        return f"{left_out} {message.removeprefix(itself)}"
+    return f"{left_out}. {message}"
+
+
 PLAYER = {  # for static/player.js
     "player": "Player",
     "play": "Play",

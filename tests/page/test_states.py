@@ -202,7 +202,7 @@ def test_seeds_notes_warnings_and_failed_takes_are_shown_as_text(lasting: Page, 
     generate.start(MARKUP)
     expect(generate.take()).to_contain_text(MARKUP)
     expect(generate.take()).to_contain_text(STUCK)
-    expect(generate.part("message")).to_contain_text(f"Take 2 (seed 8) failed: Silent {MARKUP}.")
+    expect(generate.part("message")).to_contain_text(f"Left out: take 2 (seed 8). Silent {MARKUP}.")
     expect(generate.part("message")).to_contain_text(f"Cut {MARKUP}.")
     generate.part("record").locator("summary").click()
     expect(generate.part("record")).to_contain_text("bold")
