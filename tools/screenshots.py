@@ -5,6 +5,7 @@ one). The names of the files say what they show: generate-result-dark-1280.webp.
 """
 
 import argparse
+import itertools
 import os
 import re
 import shutil
@@ -65,28 +66,37 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tabs", nargs="+", choices=TABS, default=TABS)
+    parser.add_argument(
+        "--seen",
+        action="store_true",
+        help="also what the window shows at that moment, with its foot: generate-result-dark-1280-seen.webp",
+    )
     add_looks(parser)
     arguments = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    with Studio() as url, sync_playwright() as playwright, tempfile.TemporaryDirectory() as aside:
+    with (
+        Studio(fresh=True) as url,
+        sync_playwright() as playwright,
+        tempfile.TemporaryDirectory() as aside,
+    ):
         song = write_song(Path(aside, "demo.wav"))
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
-        for theme in arguments.themes:
-            for width in arguments.widths:
-                page = browser.new_page(
-                    viewport={"width": width, "height": WIDTHS[width]}, device_scale_factor=1
-                )
-                page.set_default_timeout(TIMEOUT)
-                page.goto(f"{url}?__theme={theme}")
-                page.get_by_text("Model:").wait_for(state="attached")
-                for mode in arguments.tabs:
-                    for state in walk(page, mode, song, slow_down, speed_up):
-                        name = f"{mode}-{state}-{theme}-{width}.webp"
-                        save(page, arguments.folder / name)
-                        print(name, flush=True)
-                page.close()
+        looks = itertools.product(arguments.themes, arguments.widths, arguments.tabs)
+        for theme, width, mode in looks:
+            # A visitor of its own, who has no songs of another tab.
+            page = browser.new_page(viewport={"width": width, "height": WIDTHS[width]})
+            page.set_default_timeout(TIMEOUT)
+            page.goto(f"{url}?__theme={theme}")
+            page.get_by_text("Model:").wait_for(state="attached")
+            for state in walk(page, mode, song, slow_down, speed_up):
+                name = f"{mode}-{state}-{theme}-{width}"
+                if arguments.seen:
+                    save(page, arguments.folder / f"{name}-seen.webp", seen=True)
+                save(page, arguments.folder / f"{name}.webp")
+                print(name, flush=True)
+            page.close()
         browser.close()
 
 
@@ -159,6 +169,8 @@ def _fill(page: Any, mode: str, song: Path) -> None:
         shelf.get_by_role("button", name=f"Make one like “{chip}”").click()
     else:
         part(page, mode, "panel").get_by_role("button", name=chip, exact=True).click()
+    words = part(page, mode, "brief" if mode == "lyrics" else "prompt").locator("textarea")
+    words.and_(page.locator(":not(:placeholder-shown)")).wait_for()
     if mode == "edit":
         part(page, mode, "fine").locator("summary").click()
         part(page, mode, "start").locator("input").fill("1")
@@ -304,12 +316,18 @@ def write_song(path: Path) -> Path:
     return path
 
 
-def save(page: Any, path: Path) -> None:
-    """Write the whole page as it looks from its top."""
+def save(page: Any, path: Path, seen: bool = False) -> None:
+    """Write the whole page as it looks from its top, or what is `seen` of it in the window now."""
     from PIL import Image
 
-    page.evaluate("scrollTo(0, 0)")
-    Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB").save(path, quality=85)
+    window = page.viewport_size
+    if not seen:
+        # What stays at the foot of the window is at the foot of the page.
+        height = page.evaluate("document.documentElement.scrollHeight")
+        page.set_viewport_size({**window, "height": height})
+        page.evaluate("scrollTo(0, 0)")
+    Image.open(BytesIO(page.screenshot())).convert("RGB").save(path, quality=85)
+    page.set_viewport_size(window)
 
 
 if __name__ == "__main__":
