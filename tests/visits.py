@@ -18,8 +18,14 @@ from tools import screenshots
 if TYPE_CHECKING:
     from tests.page.steps import Tab
 
-# Other machines have no address.
-FLAGS = [*screenshots.FLAGS, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+FLAGS = [
+    *screenshots.FLAGS,
+    # Other machines have no address.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    # The workers share the cores, so threads and processes that help each other only cost more.
+    "--in-process-gpu",
+    "--js-flags=--single-threaded",
+]
 LOCAL = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob|about):")
 # Chromium logs a rejected field (HTTP 422), and Gradio the stream that a reload cuts.
 FORGIVEN = ("status of 422", "signal is aborted", "Connection errored out")
