@@ -164,6 +164,8 @@ def _fill(page: Any, mode: str, song: Path) -> None:
     words = part(page, mode, "brief" if mode == "lyrics" else "prompt").locator("textarea")
     words.and_(page.locator(":not(:placeholder-shown)")).wait_for()
     if mode == "edit":
+        # The example's region comes after its words.
+        settle(page)
         part(page, mode, "fine").locator("summary").click()
         part(page, mode, "start").locator("input").fill("1")
         part(page, mode, "end").locator("input").fill("2.5")
@@ -235,7 +237,7 @@ def speed_up(page: Any, mode: str) -> None:
         page.locator(f"#{mode}-steps input").fill("8")
         if mode == "edit":
             # Of some seeds the built-in engine leaves so short a region silent.
-            page.locator("#edit-seed input").fill("7")
+            page.locator("#edit-seed input").fill("8")
         chip = page.locator(f'[aria-controls="{mode}-takes"]')
         if chip.count() and chip.get_attribute("aria-expanded") == "false":
             chip.click()
