@@ -317,11 +317,11 @@ def length_in_all(source: float, before: float, after: float) -> str:
     parts = []
     if before:
         parts.append(f"{before:g} s")
-    parts.append(f"{source:.6g} s of source")
+    parts.append(f"{round(source, 1):g} s of source")
     if after:
         parts.append(f"{after:g} s")
     total = before + source + after
-    return f"Total length {clock(total)} ({' + '.join(parts)} = {total:.6g} s)."
+    return f"Total length {clock(total)} ({' + '.join(parts)} = {round(total, 1):g} s)."
 
 
 # --- help with the words, the plan ----------------------------------------------------------------

@@ -365,3 +365,10 @@ def test_a_plan_of_another_layout_is_remarked_on():
     sentence = tooltips.restored(2, 0, False, 0, old_plan=True)
     assert sentence == f"2 settings restored. {tooltips.OLD_PLAN}"
     assert tooltips.OLD_PLAN not in tooltips.restored(2, 0, False)
+
+
+def test_the_length_in_all_is_said_to_a_tenth_of_a_second():
+    # An MP3 is seldom as long as its song.
+    said = tooltips.length_in_all(20.028979, 0, 40)
+    assert said == "Total length 1:00 (20 s of source + 40 s = 60 s)."
+    assert "12.5 s of source + 0.2 s = 12.7 s" in tooltips.length_in_all(12.46, 0, 0.2)
