@@ -149,6 +149,7 @@ def test_an_example_plays_and_fills_the_form_only_if_it_is_asked_to(page: Page, 
     shelf.get_by_text("Make one like this").and_(shelf.locator(":visible")).click()
     expect(opened.text("prompt")).to_be_in_viewport()
     undo.click()
+    expect(opened.text("prompt")).to_have_value("my own words")
     # The dice writes into the box, which the browser can undo.
     opened.part("dice").get_by_role("button").click()
     assert opened.text("prompt").input_value() in page_generate.IDEAS

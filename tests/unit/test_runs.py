@@ -693,6 +693,6 @@ def test_places_are_told_to_those_who_wait(all_runs, studio):
     assert third.since(0)[-1][1] == Waiting(2, None)
     studio.finish("a")
     ended(first)
-    until(lambda: second.state == "running")
-    assert third.since(0)[-1][1].place == 1
+    until(lambda: third.since(0)[-1][1].place == 1)
+    assert second.state == "running"
     assert Path(all_runs._journal.folder).is_dir()
