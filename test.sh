@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks ACE Music Studio: set-up, ruff check, ruff format --check, mypy, the JavaScript of static/, and the tests.
 #   ./test.sh             the fast tests: about 4 minutes of pytest on two cores
-#   ./test.sh --slow      the slow ones too, and what compares numbers as on other processors, as in CI: 16 minutes
+#   ./test.sh --slow      the slow ones too, and what compares numbers as on other processors, as in CI: 18 minutes
 #   ./test.sh -k key      other arguments go to pytest
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail

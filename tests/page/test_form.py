@@ -52,6 +52,7 @@ def length(page: Page, name: str) -> Locator:
     return page.locator("#generate-lengths").get_by_role("button", name=name, exact=True)
 
 
+@pytest.mark.slow
 def test_each_control_changes_the_request(form: Tab, fake, tmp_path: Path):
     plain = parse_request("generate", {"prompt": "a song", "duration": None})
     voice = tmp_path / "voice.wav"
