@@ -355,11 +355,13 @@ window.studio = {};
   document.addEventListener("studio-run", () => (follows = true));
 
   // On a phone the lyrics are below the form, and come into sight with their first words, unless the visitor is busy elsewhere.
-  let isAwaited = false; // whether lyrics were asked for that are not seen yet
-  document.addEventListener("click", ({ target }) => (isAwaited ||= Boolean(target.closest?.("#lyrics-go"))));
+  let before = null; // what the box had when lyrics were asked for that are not seen yet
+  document.addEventListener("click", ({ target }) => {
+    if (target.closest?.("#lyrics-go")) before = document.querySelector(written)?.value ?? "";
+  });
   const bring = (box) => {
-    if (!isAwaited || !box.value.trim()) return;
-    isAwaited = false;
+    if (before === null || box.value === before || !box.value.trim()) return;
+    before = null;
     if (!document.activeElement?.matches("input, textarea")) box.scrollIntoView({ block: "nearest" });
   };
 

@@ -85,11 +85,21 @@ def test_on_a_phone_lyrics_come_into_sight_as_they_are_written(fake, fake_addres
     expect(text).to_be_in_viewport(ratio=0.9)
     # What stops the songwriter is beside it.
     expect(lyrics.part("assist-cancel")).to_have_text(tooltips.STOP)
-    # Whoever writes is left where they are.
+    # Whoever writes is left where they are, and the lyrics of before are none that were asked for.
     lyrics.page.evaluate("scrollTo(0, 0)")
-    fake.script = lambda request: fake.lyrics(request, text="[Verse]\nmore")
+    typing = threading.Event()
+
+    def more(request: Any) -> Iterator[Event]:
+        yield Progress("loading")
+        assert typing.wait(100)
+        yield from fake.lyrics(request, text="[Verse]\nmore")
+
+    fake.script = more
     lyrics.go.click()
+    expect(lyrics.progress).to_contain_text(tooltips.STAGES["loading"])
+    expect(text).not_to_be_in_viewport()
     lyrics.text("brief").click()
+    typing.set()
     expect(text).to_have_value("[Verse]\nmore")
     expect(text).not_to_be_in_viewport()
 
