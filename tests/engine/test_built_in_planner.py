@@ -48,8 +48,7 @@ def test_the_bar_of_the_first_planned_song_does_not_stand_for_its_plan(bare):
     """Planning takes the built-in planner a moment; the real one takes longer than the song."""
     shares = bare._shares(parse_request("generate", {"prompt": "funk", "duration": 60}))
     _, planning = shares["planning"]
-    _, steps = shares["steps"]
-    assert 0 < planning < steps
+    assert 0 < planning < 0.5
 
 
 def plan(built_in: planner.Planner, **values: object) -> planner.Plan:
