@@ -22,7 +22,29 @@ for argument in "$@"; do
 done
 [ $size = fast ] || set -- --slow "$@"
 
+# What runs beside something else writes here, and is shown once it has ended.
+outputs=$(mktemp -d)
+types="" numbers=""
+
+clean_up() {
+    # shellcheck disable=SC2086 # these are process numbers, or nothing
+    kill $types $numbers 2>/dev/null || true
+    rm -rf -- "$outputs"
+}
+trap clean_up EXIT
+
+end_of() { # process, output: shows what it said; true if it succeeded
+    local status=0
+    wait "$1" || status=$?
+    cat "$outputs/$2"
+    return $status
+}
+
+# pip keeps one core busy, and the installation of a browser none.
+install_browser &
+browser=$!
 set_up test
+wait $browser
 find_browser
 # Each process that a test starts would compile every module again.
 unset PYTHONDONTWRITEBYTECODE
@@ -33,11 +55,9 @@ say "ruff check"
 "$VENV/bin/python" -m ruff check . || failed="$failed, ruff check"
 say "ruff format --check"
 "$VENV/bin/python" -m ruff format --check . || failed="$failed, ruff format --check"
-# It has one core for itself while the JavaScript is checked.
-types=$(mktemp)
-"$VENV/bin/python" -m mypy >"$types" 2>&1 &
-mypy=$!
-trap 'kill "$mypy" 2>/dev/null || true; rm -f -- "$types"' EXIT
+# It and what compares numbers take what the others leave of the cores: the page tests wait for their browser.
+nice -n 19 "$VENV/bin/python" -m mypy >"$outputs/types" 2>&1 &
+types=$!
 javascript=""
 if find_node; then
     javascript=checked
@@ -46,18 +66,15 @@ if find_node; then
     say "node --test"
     (cd tests/javascript && npm run --silent test) || failed="$failed, node --test"
 fi
-say "mypy"
-wait "$mypy" || failed="$failed, mypy"
-cat "$types"
-rm -f -- "$types"
-trap - EXIT
 say "pytest"
 # A worker for each core and one more, up to four: the page tests wait for their browser a third of the time.
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 workers=$((cores < 3 ? cores + 1 : 4))
-# All slow tests: what compares numbers runs after them, as on three processors, so it need not run here as well.
+# All slow tests: what compares numbers runs beside them, as on three processors, so it need not run here as well.
 if [ $size = slow ] && [ -z "$extra" ]; then
     set -- "$@" -m "not gpu and not matrix and not numbers"
+    PYTHON="$VENV/bin/python" nice -n 19 bash tools/processors.sh >"$outputs/numbers" 2>&1 &
+    numbers=$!
 fi
 # -rsfE lists at the end what was skipped, and last of all what failed. Each worker takes file after file.
 status=0
@@ -69,9 +86,13 @@ case $status in
 1) failed="$failed, pytest" ;;
 *) failed="$failed, pytest (it stopped before its end)" ;;
 esac
-if [ $size = slow ] && [ -z "$extra" ]; then
+say "mypy"
+end_of $types types || failed="$failed, mypy"
+types=""
+if [ -n "$numbers" ]; then
     say "pytest as on other processors"
-    PYTHON="$VENV/bin/python" bash tools/processors.sh || failed="$failed, pytest as on another processor"
+    end_of $numbers numbers || failed="$failed, pytest as on another processor"
+    numbers=""
 fi
 
 say ""

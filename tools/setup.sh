@@ -3,7 +3,9 @@
 #   set_up run|ray|test   make or repair $VENV and install the requirement files (ray: with Ray, test: with the tests', too)
 #   find_node             whether there is a Node that checks the JavaScript
 #   install_biome         install what checks it
+#   install_browser       install a Chromium for the page tests where there is none and this machine lets us
 #   find_browser          export ACE_STUDIO_CHROMIUM for the page tests
+#   clean_up              what the script itself does at its end, whatever happens; it may define its own
 #
 # Written for bash 3.2, which macOS ships: no associative arrays, and only options that Linux and macOS both know.
 
@@ -38,6 +40,8 @@ bits = 64 if sys.maxsize > 2**32 else 32
 print("%d.%d.%d %d %s %s" % (tuple(sys.version_info[:3]) + (bits, platform.machine() or "unknown", missing or "-")))
 '
 
+clean_up() { :; }
+
 say() { printf '%s\n' "$*"; }
 
 fail() {
@@ -64,6 +68,10 @@ set_up() { # run|ray|test
     drop_lock
 }
 
+install_browser() {
+    [ -n "${ACE_STUDIO_CHROMIUM:-}" ] || installed_browser >/dev/null || install_chromium
+}
+
 find_browser() {
     local path
     if [ -n "${ACE_STUDIO_CHROMIUM:-}" ]; then
@@ -72,11 +80,8 @@ find_browser() {
         return 0
     fi
     path=$(installed_browser) || {
-        install_chromium
-        path=$(installed_browser) || {
-            say "No browser for the page tests. $(browser_hint) Or name a Chromium in ACE_STUDIO_CHROMIUM."
-            return 0
-        }
+        say "No browser for the page tests. $(browser_hint) Or name a Chromium in ACE_STUDIO_CHROMIUM."
+        return 0
     }
     export ACE_STUDIO_CHROMIUM="$path"
     say "Page tests use $path"
@@ -351,7 +356,7 @@ take_lock() {
         sleep 1
     done
     printf '%s\n' "$$" >"$LOCK/pid"
-    trap drop_lock EXIT
+    trap 'drop_lock; clean_up' EXIT
 }
 
 adopt_lock() { # process that left it; of several that find it stale, one gets it
@@ -366,7 +371,7 @@ adopt_lock() { # process that left it; of several that find it stale, one gets i
 }
 
 drop_lock() {
-    trap - EXIT
+    trap clean_up EXIT
     # Renamed first: a lock that is being removed is never seen half there.
     mv "$LOCK" "$LOCK-$$" 2>/dev/null && rm -rf "$LOCK-$$"
     return 0

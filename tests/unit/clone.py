@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.program import ROOT
 
 SCRIPTS = ("run.sh", "test.sh", ".ci/run", "tools/setup.sh", "tools/processors.sh")
-TOOLS = "cat chmod cksum cp dirname env grep id ln mkdir mktemp mv rm rmdir sleep touch"
+TOOLS = "cat chmod cksum cp dirname env grep id ln mkdir mktemp mv nice rm rmdir sleep touch"
 BASH = shutil.which("bash") or "/bin/bash"
 
 # The probe of the scripts runs in these tests' Python, with another version, machine and set of modules.
