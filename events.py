@@ -167,17 +167,23 @@ SHARES: Shares = {
 WEIGHED: tuple[Stage, ...] = ("writing", "planning", "reading", "steps", "decoding", "finishing")
 FIRST_SHARE = 0.03
 LAST_SHARE = 0.99
+# A source is read in seconds or less, but for the first one or beside other work. Expecting as much again would put the
+# next bar far ahead of its steps, and it never goes back.
+MOST_OF_READING = 0.1
 
 
 def shares_by(seconds: Mapping[str, float]) -> Shares:
     """Return the shares of a run whose stages take so many seconds; others begin it."""
-    total = sum(seconds.get(stage, 0.0) for stage in WEIGHED)
+    weighed = {stage: seconds.get(stage, 0.0) for stage in WEIGHED}
+    others = sum(weighed.values()) - weighed["reading"]
+    weighed["reading"] = min(weighed["reading"], others * MOST_OF_READING)
+    total = sum(weighed.values())
     if total <= 0:
         return SHARES
     shares = dict(SHARES)
     start = FIRST_SHARE
     for stage in WEIGHED:
-        share = (LAST_SHARE - FIRST_SHARE) * seconds.get(stage, 0.0) / total
+        share = (LAST_SHARE - FIRST_SHARE) * weighed[stage] / total
         shares[stage] = (start, share)
         start += share
     return shares

@@ -313,7 +313,7 @@ class Examples:
         self._kept = kept
         html(caption or theme.caption(tooltips.EXAMPLES_LABEL))
         with gr.Row(elem_classes=["chips"]):
-            self._chips = [self._chip(text) for text in self._named]
+            self.chips = {text: self._chip(text) for text in self._named}
             self._undo = Undo(f"{name}-examples")
 
     def _chip(self, text: str) -> gr.Button:
@@ -343,7 +343,7 @@ class Examples:
 
         held = [undo.former, *fields.values()]
         outputs = [*fields.values(), *undo.outputs]
-        gr.on([chip.click for chip in self._chips], fill, held, outputs, **AT_ONCE)
+        gr.on([chip.click for chip in self.chips.values()], fill, held, outputs, **AT_ONCE)
         undo.connect(fields)
 
 

@@ -16,16 +16,16 @@ from backend import Backend
 from events import Problem
 from limits import LANGUAGES, REWRITES, STRUCTURES
 from page_desk import Desk
-from page_fields import Examples, swapped
+from page_fields import EXAMPLES, Examples, swapped
 from page_form import AT_ONCE, UNSEEN, Form, Updates, html
 from page_run import Ended, RunBar, connect_again, connect_end, connect_run, tab_run_bar
 from params import Request, RewriteRequest
 from status import Status
 
-# Once there are lyrics, the button that makes them a song becomes the main one.
+# Once there are lyrics, the button that makes them a song becomes the main one, but not while they are being written.
 LED_BY_TEXT = """(text) => {
   const update = (changes) => ({ __type__: "update", ...changes });
-  const interactive = Boolean(text && text.trim());
+  const interactive = Boolean(text && text.trim()) && !studio.isRunning("lyrics");
   studio.lyricsChanged();
   const [sing, go] = interactive ? ["primary", "secondary"] : ["secondary", "primary"];
   return [update({ interactive }), update({ interactive, variant: sing }), update({ variant: go })];
@@ -96,6 +96,12 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
     bar.starters += panel.desk.buttons.values()
     bar.more_cancels.append(panel.desk.cancel)
 
+    in_other_languages = [
+        examples.chips[name]
+        for name, each in EXAMPLES["lyrics"].items()
+        if each["language"] != "en"
+    ]
+
     def show(status: Status) -> Updates:
         songwriter = status.songwriter
         missing = tooltips.NO_SONGWRITER if songwriter.state == "none" else ""
@@ -103,7 +109,9 @@ def lyrics_tab(studio: Backend) -> LyricsTab:
         reason = f"{missing} {built_in} {songwriter.reason()}".strip()
         go = gr.update(interactive=songwriter.available)
         shown = {bar.go: go, why: theme.remark(reason) if reason else ""}
-        return {**shown, **panel.desk.show(status)}
+        writes_english_only = songwriter.is_built_in
+        chips = dict.fromkeys(in_other_languages, gr.update(visible=not writes_english_only))
+        return {**shown, **chips, **panel.desk.show(status)}
 
     examples.connect()
     form.on_status(show)
@@ -165,5 +173,7 @@ def _connect_songwriter(form: Form, bar: RunBar, panel: LyricsPanel) -> Dependen
     panel.desk.connect_rewriting(bar, panel.text, panel.message, failed)
     # Gradio does not call a paste into an empty box an input, so the browser itself enables the
     # buttons.
-    panel.text.change(None, panel.text, [panel.use, panel.sing, bar.go], js=LED_BY_TEXT, **UNSEEN)
+    text_or_run = [panel.text.change, bar.runs.select]
+    led = [panel.use, panel.sing, bar.go]
+    gr.on(text_or_run, None, panel.text, led, js=LED_BY_TEXT, **UNSEEN)
     return run

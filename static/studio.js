@@ -352,7 +352,22 @@ window.studio = {};
       },
       { passive: true }
     );
-  document.addEventListener("studio-run", () => (follows = true));
+  // What was written is read from its beginning, and then made a song: both are in sight, unless the visitor is busy elsewhere.
+  const offer = () => {
+    const box = document.querySelector(written);
+    if (!box || studio.keepsPlace()) return;
+    box.scrollTop = 0;
+    const { top, bottom } = box.getBoundingClientRect();
+    if (isElsewhere() || bottom < 0 || top > innerHeight) return;
+    document.querySelector("#lyrics-sing").scrollIntoView({ block: "nearest" });
+  };
+  const isElsewhere = () => Boolean(document.activeElement?.matches("input, textarea"));
+  document.addEventListener("studio-run", ({ detail }) => {
+    if (detail.id === "lyrics-progress" && detail.done && follows) settled(offer);
+    follows = true;
+  });
+  // The box gets its text with the next frame.
+  const settled = (then) => requestAnimationFrame(() => requestAnimationFrame(then));
 
   // On a phone the lyrics are below the form, and come into sight with their first words, unless the visitor is busy elsewhere.
   let before = null; // what the box had when lyrics were asked for that are not seen yet
@@ -362,20 +377,17 @@ window.studio = {};
   const bring = (box) => {
     if (before === null || box.value === before || !box.value.trim()) return;
     before = null;
-    if (!document.activeElement?.matches("input, textarea")) box.scrollIntoView({ block: "nearest" });
+    if (!isElsewhere()) box.scrollIntoView({ block: "nearest" });
   };
 
   document.addEventListener("studio-news", ({ detail }) => {
     if (detail.id !== "lyrics-progress" || !follows) return;
-    // The box gets its text with the next frame.
-    requestAnimationFrame(() =>
-      requestAnimationFrame(() => {
-        const box = document.querySelector(written);
-        if (!box) return;
-        bring(box);
-        if (follows && !studio.keepsPlace()) box.scrollTop = box.scrollHeight;
-      })
-    );
+    settled(() => {
+      const box = document.querySelector(written);
+      if (!box) return;
+      bring(box);
+      if (detail.running && follows && !studio.keepsPlace()) box.scrollTop = box.scrollHeight;
+    });
   });
 
   // Boxes for numbers take no letters; of what is pasted the digits stay, and the colon of a time. Validation says the

@@ -174,6 +174,11 @@
 
   const songOf = (card) => songs.get(keyOf(card));
   const letter = ({ number }) => String.fromCharCode(64 + number);
+  const score = (points) => {
+    const shown = Math.round(points);
+    const said = named("score", { score: shown });
+    return make("span", { class: "score", role: "img", text: shown, title: said, "aria-label": said });
+  };
   const lineage = (song) => (song.parent ? [song, ...lineage(songOf(song.parent))] : [song]);
   const family = (song) => [song, ...song.children.flatMap(family)];
 
@@ -486,11 +491,11 @@
       },
       [
         ...(card.gone ? lost : [play, line]),
-        Number.isFinite(card.score) && make("span", { class: "score", text: Math.round(card.score), title: card.best }),
+        Number.isFinite(card.score) && score(card.score),
         !card.gone && get,
         menu(named("of_take", { text: texts.menu, letter: letter(card) }), () => ways(song, card)),
         card.unheard && make("p", { class: "gone unheard", role: "status", text: texts.unheard }),
-        card.best && make("p", { class: "best", text: card.best }),
+        card.best && make("p", { class: "best", text: fill(card.best, { letter: letter(card) }) }),
         card.words &&
           make("details", { class: "written" }, [
             make("summary", { text: texts.words }),

@@ -236,7 +236,7 @@ class Tab:
     def choose(self, action: str) -> None:
         """Choose an action of Edit, from More if it is there."""
         option = self.field("action").locator(f"label:has(input[value={action}])")
-        expect(self.part("hints")).to_contain_text("Replaces a region.")
+        expect(self.part("hints")).to_contain_text("Replaces the part that you mark.")
         if not option.is_visible():
             self.part("hints").locator("summary").click()
         option.click()

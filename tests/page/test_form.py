@@ -99,7 +99,9 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
     for name, (value, sentence) in WRONG.items():
         expect(form.field(name).get_by_text(sentence)).to_be_visible()
         expect(form.text(name)).to_have_value(value)
-    expect(form.part("problems")).to_contain_text("Please check Prompt, Length, BPM and Steps.")
+    expect(form.part("problems")).to_contain_text(
+        "Please check “Prompt”, “Length”, “BPM” and “Steps”."
+    )
     expect(form.text("prompt")).to_be_focused()
     form.set("prompt", "type", before["prompt"])
     form.set("duration", "type", before["duration"])
@@ -107,7 +109,7 @@ def test_wrong_values_have_messages_beside_their_fields_and_the_first_gets_the_f
     # A wrong field that Simple hides is shown, too.
     choose(form.page, "Simple")
     form.go.click()
-    expect(form.part("problems")).to_contain_text("Please check BPM and Steps.")
+    expect(form.part("problems")).to_contain_text("Please check “BPM” and “Steps”.")
     expect(form.text("bpm")).to_be_focused()
     expect(form.text("bpm")).to_be_in_viewport()
     expect(form.go).to_be_enabled()

@@ -338,7 +338,7 @@ def test_a_model_that_is_not_here_is_offered_where_it_is_chosen_and_fetched(
     expect(link).to_have_text("get it at the top of the page")
     generate.start()
     expect(generate.field("options.model")).to_contain_text("Fast is not here yet: get it")
-    expect(generate.part("problems")).to_have_text("Please check Model.")
+    expect(generate.part("problems")).to_have_text("Please check “Model”.")
     for width, height in (DESK, PHONE):
         page.set_viewport_size({"width": width, "height": height})
         screenshots.settle(page)

@@ -80,7 +80,7 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_pat
             # The message appears right after the upload.
             expect(opened.part("offer")).to_contain_text(sentence)
         opened.go.click()
-        expect(opened.part("problems")).to_have_text("Please check Source audio.")
+        expect(opened.part("problems")).to_have_text("Please check “Source audio”.")
         expect(opened.field("source")).to_contain_text(sentence)
         # Once: neither at the button nor in the line below the source.
         form = opened.part("panel").locator(".form-column")

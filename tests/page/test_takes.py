@@ -1013,9 +1013,9 @@ def test_the_best_take_is_marked_and_comes_first_on_request(generate, fake):
     panel = generate.part("panel")
     expect(panel.locator(".best")).to_have_count(1)
     expect(generate.take(2)).to_contain_text(
-        "The best of these 3, with 90 of 100: it keeps to the tempo best."
+        "Take B is the best of 3, with 90 of 100: it keeps to the tempo best."
     )
-    expect(generate.take(1).locator(".score")).to_have_text("40")
+    expect(generate.take(1).get_by_role("img", name="Score 40 of 100")).to_have_text("40")
     cards = generate.song().locator(".take")
 
     def order() -> list[str]:

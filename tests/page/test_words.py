@@ -81,10 +81,32 @@ def test_on_a_phone_lyrics_come_into_sight_as_they_are_written(fake, fake_addres
     text = lyrics.text("text")
     lyrics.text("brief").fill("a song")
     expect(text).not_to_be_in_viewport()
+    long = "\n".join(["[Verse]", *(f"line {number} of the song" for number in range(60))])
+    halfway = threading.Event()
+
+    def write(request: Any) -> Iterator[Event]:
+        yield Draft(long[:-1], 1)
+        assert halfway.wait(100)
+        yield from fake.lyrics(request, long)
+
+    fake.script = write
     lyrics.go.click()
+    expect(text).to_have_value(long[:-1])
     expect(text).to_be_in_viewport(ratio=0.9)
-    # What stops the songwriter is beside it.
+    # What stops the songwriter is beside it, and what makes it a song waits for its end.
     expect(lyrics.part("assist-cancel")).to_have_text(tooltips.STOP)
+    expect(lyrics.part("sing")).to_be_disabled()
+    at_the_end = (
+        "(box) => box.scrollTop > 0 && box.scrollHeight - box.clientHeight - box.scrollTop < 60"
+    )
+    lyrics.page.wait_for_function(at_the_end, arg=text.element_handle())
+    halfway.set()
+    # Then they are read from their beginning.
+    expect(lyrics.part("sing")).to_be_enabled()
+    expect(lyrics.part("sing")).to_be_in_viewport(ratio=1)
+    expect(text).to_be_in_viewport(ratio=0.9)
+    lyrics.page.wait_for_function("(box) => box.scrollTop === 0", arg=text.element_handle())
+    expect(text).to_have_value(long)
     # Whoever writes is left where they are, and the lyrics of before are none that were asked for.
     lyrics.page.evaluate("scrollTo(0, 0)")
     typing = threading.Event()
@@ -127,7 +149,7 @@ def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_messa
     )
     expect(lyrics.field("options.max_tokens")).to_be_visible()
     expect(lyrics.part("problems")).to_contain_text(
-        "Please check What the song is about and Max length."
+        "Please check “What the song is about” and “Max length”."
     )
     expect(lyrics.go).to_be_enabled()
     # The line goes with the next change, and comes back with the next press.
@@ -340,6 +362,9 @@ def test_the_built_in_songwriter_says_what_it_can_and_cannot_do(fake, fake_addre
     expect(page.locator("#studio-status")).to_contain_text("Songwriter: built in")
     expect(lyrics.go).to_be_enabled()
     expect(lyrics.part("why")).to_have_text(tooltips.SMALL_SONGWRITER)
+    # It offers nothing that it refuses.
+    expect(lyrics.part("panel").get_by_role("button", name="A lighthouse")).to_be_visible()
+    expect(lyrics.part("panel").get_by_role("button", name="Das alte Fahrrad")).to_be_hidden()
     page.locator("#studio-banner summary").click()
     expect(page.get_by_text(tooltips.BUILT_IN_SONGWRITER)).to_be_visible()
     # Its engine does not sing, so the words are nobody's unless they are asked for.
@@ -399,7 +424,9 @@ def test_words_are_written_with_the_song_unless_they_are_ones_own_or_nobody_s(
     }
     page = visit(fake_address[0], face="simple")
     expect(page.locator("#studio-status")).to_contain_text("Songwriter: a-larger-one")
-    expect(tab(page, "lyrics").part("why")).to_have_text("")
+    lyrics = tab(page, "lyrics")
+    expect(lyrics.part("why")).to_have_text("")
+    expect(lyrics.part("panel").get_by_role("button", name="Das alte Fahrrad")).to_be_visible()
     generate = tab(page, "generate")
     pressed = ("aria-pressed", "true")
     expect(generate.words("Write them for me")).to_have_attribute(*pressed)
@@ -435,7 +462,7 @@ def test_words_are_written_with_the_song_unless_they_are_ones_own_or_nobody_s(
     generate.words("My own").click()
     expect(generate.text("lyrics")).to_be_focused()
     generate.go.click()
-    expect(generate.part("problems")).to_have_text("Please check Lyrics.")
+    expect(generate.part("problems")).to_have_text("Please check “Lyrics”.")
     expect(generate.field("lyrics")).to_contain_text(tooltips.NO_OWN_WORDS)
     generate.set("lyrics", "type", "[Verse]\nmine")
     assert generate.made(fake) == parse_request(

@@ -89,6 +89,9 @@ def test_a_stage_has_the_share_of_its_seconds_and_a_run_never_goes_back():
     start, share = shares["finishing"]
     assert start + share == pytest.approx(LAST_SHARE)
     assert shares_by({}) == SHARES
+    # A source was slow to read once.
+    slow = shares_by({"reading": 1_000, "steps": 60, "decoding": 20, "finishing": 20})
+    assert slow["steps"][0] == pytest.approx(FIRST_SHARE + whole * 0.1 / 1.1)
     # Memory ran out in mid-song, so the stages come a second time.
     run = [
         Progress("loading"),

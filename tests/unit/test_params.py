@@ -78,7 +78,7 @@ def problems(mode="generate", values=PROMPT, seconds=60.0):
             "generate",
             {"lyrics": "la", "instrumental": True},
             "prompt",
-            "Instrumental turns the lyrics off",
+            "an instrumental does not sing its lyrics",
         ),
         ("lyrics", {}, "brief", "from 1 to 2,000 characters: say what the song is about"),
         ("lyrics", {"brief": "x" * 50_000}, "brief", "up to 2,000 characters; this has 50,000"),

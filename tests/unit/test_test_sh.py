@@ -54,7 +54,9 @@ def test_there_is_a_worker_more_than_cores_and_four_at_most(
     assert in_turn(clone)[-1] == pytest_with(workers)
 
 
-def test_beside_slow_tests_the_numbers_are_compared_as_on_three_other_processors(clone: Clone) -> None:
+def test_beside_slow_tests_the_numbers_are_compared_as_on_three_other_processors(
+    clone: Clone,
+) -> None:
     names = (
         "ATEN_CPU_CAPABILITY",
         "ONEDNN_MAX_CPU_ISA",
