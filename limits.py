@@ -302,7 +302,7 @@ def text(name: str, wanted: str = "") -> BeforeValidator:
             )
         kept = "".join(filter(_is_text, value)).strip()
         if wanted and not kept:
-            raise field_error(f"{label} must have from 1 to {most:,} characters: {wanted}.")
+            raise field_error(f"{label} is empty: {wanted}, in up to {most:,} characters.")
         return kept
 
     return BeforeValidator(check)

@@ -182,3 +182,26 @@ _FOREIGN_SECTIONS = {
     for name in names
 }
 _SECTIONS = _FOREIGN_SECTIONS | _OUR_SECTIONS
+
+
+# --- the title ----------------------------------------------------------------------------------------------------
+
+# The first line of one of these is what people call a song by.
+_REFRAINS = ("Chorus", "Refrain", "Hook")
+
+
+def title(lyrics: str) -> str:
+    """Return the title of a song with these lyrics: the first line of its refrain, or of the song."""
+    first = ""
+    in_refrain = False
+    for line in lyrics.splitlines():
+        text = line.strip()
+        tag = parse_heading(text)
+        if tag:
+            in_refrain = tag.name in _REFRAINS
+        elif text and not TAG.fullmatch(text):
+            words = text.rstrip(" ,.;:-–—")
+            if in_refrain:
+                return words
+            first = first or words
+    return first

@@ -281,9 +281,11 @@ class Form:
 
     def label(self, name: str) -> str:
         key = _key(name)
+        if key in tooltips.LABELS:
+            return tooltips.LABELS[key]
         if key in LIMITS:
             return LIMITS[key].label
-        return tooltips.LABELS.get(key, key.replace("_", " ").capitalize())
+        return key.replace("_", " ").capitalize()
 
     def folded(self) -> dict[str, dict[str, Any]]:
         """Return label, default and the names of the choices of each field that is folded or in the strip.

@@ -21,9 +21,9 @@ from gradio.events import Dependency
 import audio
 import audio_export
 import audio_waveform
+import lyrics_tags
 import page_form
 import page_widgets
-import page_words
 import prompt_facts
 import runs_former
 import song_align
@@ -265,7 +265,7 @@ def _is_draft(made: Made) -> bool:
 def _title(made: Made) -> str:
     """Return what the song is called: as its words are, or what its prompt says."""
     lyrics = made.request.sung_lyrics()
-    words = "" if lyrics == INSTRUMENTAL else page_words.title(lyrics)
+    words = "" if lyrics == INSTRUMENTAL else lyrics_tags.title(lyrics)
     return textwrap.shorten(words or made.request.prompt, 60, placeholder=" ...")
 
 

@@ -1,4 +1,4 @@
-"""The words of a song in Generate: who writes them, what the page says about that, and their title.
+"""The words of a song in Generate: who writes them, and what the page says about that.
 
 A visitor lets them be written with the song, writes their own, or wants no voice. Without a choice
 there are the visitor's own words if there are any; else they are written where somebody can write
@@ -12,7 +12,6 @@ from typing import Any
 
 import theme
 import tooltips
-from lyrics_tags import TAG, parse_heading
 from params import (
     GenerateRequest,
     Request,
@@ -29,8 +28,6 @@ WRITE = "write"
 OWN = "own"
 NONE = "none"
 NOT_CHOSEN = ""
-# The first line of one of these is what people call a song by.
-_REFRAINS = ("Chorus", "Refrain", "Hook")
 # The fields that words may fill.
 _FILLED = (*SongWords.model_fields, "duration")
 
@@ -91,23 +88,6 @@ def as_made(request: Request, record: SongRecord | WordsResult) -> Request:
         return request
     made = record["request"]
     return with_sketch(request, {name: made[name] for name in _FILLED if name in made})
-
-
-def title(lyrics: str) -> str:
-    """Return the title of a song with these lyrics: the first line of its refrain, or of the song."""
-    first = ""
-    in_refrain = False
-    for line in lyrics.splitlines():
-        text = line.strip()
-        tag = parse_heading(text)
-        if tag:
-            in_refrain = tag.name in _REFRAINS
-        elif text and not TAG.fullmatch(text):
-            words = text.rstrip(" ,.;:-–—")
-            if in_refrain:
-                return words
-            first = first or words
-    return first
 
 
 def shown(status: Status) -> str:

@@ -95,7 +95,7 @@ def _source(value: object) -> str:
     if isinstance(value, str) and value:
         return value
     raise field_error(
-        f"Source must be an audio file of 1 to {MAX_SOURCE_SECONDS} seconds; none was given."
+        f"Source is missing: add an audio file of 1 second to {MAX_SOURCE_SECONDS // 60} minutes."
     )
 
 
@@ -171,6 +171,8 @@ class SongWords(Request):
                     "Prompt is empty, and an instrumental does not sing its lyrics. Describe the song.",
                     "prompt",
                 )
+            if self.instrumental:
+                raise field_error("Prompt is empty. Describe the song.", "prompt")
             raise field_error("Prompt is empty. Describe the song, or add lyrics.", "prompt")
 
 

@@ -29,6 +29,7 @@ import gradio as gr
 from gradio.context import LocalContext
 
 import limits
+import lyrics_tags
 import runs_journal
 import served
 import takes
@@ -47,7 +48,7 @@ from events import (
 )
 from gpu import ON_ZEROGPU, problem_of
 from jobs import UPLOADS
-from params import Request
+from params import INSTRUMENTAL, Request, SongWords
 from record import take_names
 from runs_queue import FairQueue, starts_in
 
@@ -238,7 +239,11 @@ def _repeats(latest: RunEvent, event: RunEvent) -> bool:
 
 
 def title_of(request: Request) -> str:
-    """Return a few words that tell a run from others."""
+    """Return a few words that tell a run from others: those that its song will be called by, if they are known."""
+    if isinstance(request, SongWords) and request.sung_lyrics() != INSTRUMENTAL:
+        title = lyrics_tags.title(request.lyrics)
+        if title:
+            return textwrap.shorten(title, 60, placeholder=" ...")
     for name in ("prompt", "brief", "idea", "lyrics"):
         words = getattr(request, name, "")
         if words:

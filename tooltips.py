@@ -22,7 +22,8 @@ LINK_PICTURE = "The covers of six songs, and a song that plays"
 SKIP = "Skip to the studio"
 
 # --- fields ---------------------------------------------------------------------------------------
-# where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages
+# where the label is not simply the field's name; numbers have theirs in limits.LIMITS, for their messages, unless the
+# page says their unit
 LABELS = {
     "reference": "Reference audio",
     "source": "Source audio",
@@ -32,7 +33,7 @@ LABELS = {
     "repaint_mode": "How much to change",
     "part": "Only in a region",
     "mix": "Mix with the source",
-    "detail": "Follow the source's",
+    "detail": "What to follow",
     "plan": "Plan the song first",
     "rewrite": "Rewrite my prompt",
     "score": "Parts of the score",
@@ -40,6 +41,9 @@ LABELS = {
     "brief": "What the song is about",
     "loras": "LoRAs",
     "model": "Model",
+    "overlap": "Overlap (seconds)",
+    "fade_out": "Fade-out (seconds)",
+    "max_tokens": "Max length (tokens)",
 }
 
 DROP = "Drop a song here, or choose a file"
@@ -253,7 +257,7 @@ ACTION_HELP = {
     "extract": "Takes one track out of the song.",
     "complete": "Adds a band to a single track, such as a voice or a riff.",
 }
-MORE_ACTIONS = "More"
+MORE_ACTIONS = "More actions"
 FINE = "Fine-tune"
 EXPERIMENTAL = "{name} (experimental)"
 EXPERIMENTAL_HELP = "This checkpoint was not trained for this, so results may be poor."
@@ -279,18 +283,20 @@ REGION = {  # for static/region.js
     "group": "Waveform of the source",
     "empty": "Choose a source, and its waveform appears here to mark a region on.",
     "unreadable": "There is no waveform of this file to show.",
-    "help": "Drag to mark a region; drag its edges to change it, its middle to move it; click to place the playhead. "
-    "With Shift, a drag marks a further region, and a click on one removes it.",
+    "help": "Drag to mark a region; drag its edges to change it, its middle to move it; click to place the playhead.",
     "others": "Further regions: {regions}.",
-    "keys": "Keys: arrows move an edge by 0.1 s, Shift and arrows by 1 s; Space plays; + and - zoom.",
-    "keys_on_beats": "Keys: arrows move an edge by 0.1 s, with “Snap to beats” to the next beat, Shift and arrows by "
-    "1 s; Space plays; + and - zoom.",
+    "keys": "With Shift, a drag marks a further region, and a click on one removes it. "
+    "Keys: arrows move an edge by 0.1 s, Shift and arrows by 1 s; Space plays; +\u00a0and\u00a0\u2212 zoom.",
+    "keys_on_beats": "With Shift, a drag marks a further region, and a click on one removes it. "
+    "Keys: arrows move an edge by 0.1 s, with “Snap to beats” to the next beat, Shift and arrows by 1 s; Space plays; "
+    "+\u00a0and\u00a0\u2212 zoom.",
     "tempo": "Enter BPM under Song details to snap to beats.",
     "play": "Play",
     "region": "region",
     "pause": "Pause",
     "loop": "Loop",
     "snap": "Snap to beats ({bpm} BPM)",
+    "zoom": "Zoom",
     "less": "Zoom out",
     "more": "Zoom in",
     "overview": "Part in view",
@@ -479,7 +485,7 @@ WRITTEN_EMPTY = (
 )
 USE_IN_GENERATE = "Use in Generate"
 MAKE_THIS_SONG = "Make this song"
-WRITTEN_MARGIN = "The numbers beside the lines count syllables; 6 to 10 are sung best."
+WRITTEN_MARGIN = "The numbers beside the lines count syllables; 6 to 10 in a line are sung best."
 TAG_BAR_LABEL = "Insert a section tag"
 TAG_BAR = ("Verse", "Pre-Chorus", "Chorus", "Bridge", "Intro", "Instrumental", "Outro")
 DESK = {"fix": "Fix section tags", "rhymes": "Rhyming words"}
@@ -641,7 +647,7 @@ def _step(event: Any) -> str:
         return f"{event.step:,} tokens"
     if event.steps and event.stage == "planning":
         return f"{min(100 * event.step // event.steps, 100)} %"
-    if event.steps and event.stage in COUNTED:
+    if event.step and event.steps and event.stage in COUNTED:
         return f"{COUNTED[event.stage]} {event.step} of {event.steps}"
     return ""
 
@@ -785,7 +791,7 @@ TAKES = {  # for static/takes.js
     "all": "All",
     "starred": "Starred",
     "no_match": "No song matches.",
-    "options": "Options of the list",
+    "options": "List options",
     "sort": "Best take first",
     "level": "Play at equal loudness",
     "plays": "Play a new song when it is ready",

@@ -22,6 +22,8 @@ TABS = ("generate", "cover", "extend", "edit", "lyrics")
 THEMES = ("dark", "light")
 WIDTHS = {1280: 900, 390: 844}
 """Widths of the window with the height of each, in CSS pixels."""
+NARROW = 640
+"""Below this width the window is that of a phone, which is touched."""
 NAMES = (
     "chromium-headless-shell",
     "chromium",
@@ -78,7 +80,8 @@ def main() -> None:
         looks = itertools.product(arguments.themes, arguments.widths, arguments.tabs)
         for theme, width, mode in looks:
             # A visitor of its own, who has no songs of another tab.
-            page = browser.new_page(viewport={"width": width, "height": WIDTHS[width]})
+            window = {"width": width, "height": WIDTHS[width]}
+            page = browser.new_page(viewport=window, has_touch=width < NARROW)
             page.set_default_timeout(TIMEOUT)
             page.goto(f"{url}?__theme={theme}")
             page.get_by_text("Model:").wait_for(state="attached")

@@ -81,7 +81,7 @@ def test_what_is_wrong_is_a_sentence_and_a_status(here, capsys):
         (["make"], 2, "Prompt is empty"),
         (["make", "x", "--wobble"], 2, "unrecognized arguments"),
         (["make", "--lyrics", "@none.txt"], 2, "none.txt cannot be read"),
-        (["cover", "x"], 2, "Source must be an audio file"),
+        (["cover", "x"], 2, "Source is missing"),
         (["cover", "x", "--source", "none.wav"], 2, "none.wav cannot be read"),
         (["make", "x", "--url", "http://127.0.0.1:1"], 1, "No studio answers"),
     ):

@@ -227,7 +227,7 @@ def test_a_message_stays_beside_its_field_while_a_song_is_made_elsewhere(lasting
     edit.go.click()
     sentences = {
         "bpm": "BPM must be",
-        "source": "Source must be an audio file",
+        "source": "Source is missing: add an audio file",
         "prompt": "Prompt may have up to",
     }
     for name, sentence in sentences.items():

@@ -67,7 +67,7 @@ def test_a_source_that_cannot_be_used(page: Page, fake, tab, song: Path, tmp_pat
     opened = tab(page, "cover")
     opened.set("prompt", "type", "a song")
     for content, sentence in {
-        None: "Source must be an audio file of 1 to 600 seconds; none was given.",
+        None: "Source is missing: add an audio file of 1 second to 10 minutes.",
         b"These are words. " * 99: "This is a text file, not audio.",
         b"": "The file is empty",
     }.items():

@@ -720,7 +720,7 @@ def test_an_upload_is_used_again_until_it_is_gone(lasting: Page, fake, song, tab
     expect(cover.part("message")).to_contain_text("The file was not found")
     cover.way("Use these settings").click()
     cover.go.click()
-    expect(cover.field("source")).to_contain_text("none was given.")
+    expect(cover.field("source")).to_contain_text("Source is missing")
     expect(cover.text("prompt")).to_have_value("two brass bands")
     assert len(fake.requests) == 2
 

@@ -142,14 +142,14 @@ def test_each_lyrics_control_reaches_the_request_and_a_wrong_value_has_its_messa
     lyrics.unfold(opened=False)
     lyrics.go.click()
     expect(lyrics.field("brief")).to_contain_text(
-        "Brief must have from 1 to 2,000 characters: say what"
+        "Brief is empty: say what the song is about, in up to 2,000 characters."
     )
     expect(lyrics.field("options.max_tokens")).to_contain_text(
         "Max length must be a whole number from 16 to 2048"
     )
     expect(lyrics.field("options.max_tokens")).to_be_visible()
     expect(lyrics.part("problems")).to_contain_text(
-        "Please check “What the song is about” and “Max length”."
+        "Please check “What the song is about” and “Max length (tokens)”."
     )
     expect(lyrics.go).to_be_enabled()
     # The line goes with the next change, and comes back with the next press.

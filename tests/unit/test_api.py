@@ -195,7 +195,7 @@ def test_a_source_is_measured_before_anything_is_queued():
         == {}
     )
     assert "from 0 to 4 seconds" in verdicts("edit", source=song, start=1, end=4.1)["end"]
-    assert "none was given" in verdicts("cover")["source"]
+    assert "is missing" in verdicts("cover")["source"]
     assert set(verdicts("cover", source=text, reference=text)) == {"source", "reference"}
 
 

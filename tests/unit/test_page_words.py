@@ -72,16 +72,3 @@ def test_a_brief_that_the_songwriter_does_not_read_is_refused():
     song: Any = parse_request("generate", {"prompt": "pop", "language": "de"})
     with pytest.raises(InvalidRequest):
         page_words.written_first(song.model_copy(update={"prompt": ""}), studio(songwriter=CHOSEN))
-
-
-@pytest.mark.parametrize(
-    ("lyrics", "title"),
-    [
-        ("[Verse]\nOne\n[Chorus - loud]\n[whispered]\nGood night,\nsleep", "Good night"),
-        ("Refrain:\nTourne, tourne", "Tourne, tourne"),
-        ("[Intro]\n\n[Verse 1]\nOnly a verse.\nand more", "Only a verse"),
-        ("[Intro]", ""),
-    ],
-)
-def test_a_song_is_called_by_its_refrain(lyrics: str, title: str):
-    assert page_words.title(lyrics) == title

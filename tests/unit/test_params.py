@@ -80,7 +80,12 @@ def problems(mode="generate", values=PROMPT, seconds=60.0):
             "prompt",
             "an instrumental does not sing its lyrics",
         ),
-        ("lyrics", {}, "brief", "from 1 to 2,000 characters: say what the song is about"),
+        (
+            "lyrics",
+            {},
+            "brief",
+            "Brief is empty: say what the song is about, in up to 2,000 characters",
+        ),
         ("lyrics", {"brief": "x" * 50_000}, "brief", "up to 2,000 characters; this has 50,000"),
         ("lyrics", {"brief": "x", "structure": "x" * 501}, "structure", "up to 500 characters"),
         (
@@ -105,9 +110,9 @@ def problems(mode="generate", values=PROMPT, seconds=60.0):
         ("inspire", {"options": {}}, "options", "not a parameter"),
         ("inspire", {"seed": 1.5}, "seed", "a whole number"),
         ("polish", {}, "prompt", "or add lyrics"),
-        ("describe", {}, "source", "none was given"),
+        ("describe", {}, "source", "is missing"),
         ("align", {**SOURCE, "lyrics": ""}, "lyrics", "from 1 to 10,000 characters"),
-        ("cover", PROMPT, "source", "none was given"),
+        ("cover", PROMPT, "source", "is missing"),
         ("cover", {**SOURCE, "prompt": ""}, "prompt", "or add lyrics"),
         *(
             ("edit", {**SOURCE, **values}, field, words)
@@ -300,7 +305,7 @@ def test_the_page_reports_a_bad_file_together_with_other_errors(tmp_path):
     assert found.keys() == {"source", "reference", "prompt", "bpm"}
     assert "audio" in found["source"] and "Prompt is empty" in found["prompt"]
     none = form.problems([*{**values, "source": None, "reference": None}.values()])
-    assert none.keys() == {"source", "prompt", "bpm"} and "none was given" in none["source"]
+    assert none.keys() == {"source", "prompt", "bpm"} and "is missing" in none["source"]
 
 
 def edit_with(**values):
