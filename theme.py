@@ -461,10 +461,14 @@ def fine() -> str:
 
 
 def messages(record: Mapping[str, Any]) -> str:
-    """Return a run's failed takes, the effect of its LoRAs, and its notes as a list."""
+    """Return a run's failed takes, the effect of its LoRAs, and its notes: a list, or one paragraph."""
     failed = [tooltips.take_left_out(**error) for error in record["errors"]]
     loras = [tooltips.lora_acted(lora) for lora in record.get("loras", [])]
-    return _list([*failed, *loras, *record["notes"]], ' class="shown notes" role="status"')
+    texts = [*failed, *loras, *record["notes"]]
+    attributes = ' class="shown notes" role="status"'
+    if len(texts) == 1:
+        return f"<p{attributes}>{escape(texts[0])}</p>"
+    return _list(texts, attributes)
 
 
 def plan(facts: Mapping[str, Any]) -> str:

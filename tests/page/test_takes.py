@@ -995,7 +995,7 @@ def test_a_phone_hands_the_song_itself_to_another_app(page: Page, fake, tab):
 
 # --- scores -------------------------------------------------------------------------------------------------------
 
-SCORES = ({"tempo": 40.0, "noise": 100.0}, {"tempo": 90.0, "noise": 90.0}, {"tempo": 60.0})
+SCORES = ({"tempo": 40.0, "noise": 100.0}, {"tempo": 100.0, "noise": 90.0}, {"tempo": 60.0})
 
 
 @pytest.mark.slow
@@ -1013,10 +1013,12 @@ def test_the_best_take_is_marked_and_comes_first_on_request(generate, fake):
     panel = generate.part("panel")
     expect(panel.locator(".best")).to_have_count(1)
     expect(generate.take(2)).to_contain_text(
-        "Take B is the best of 3, with 90 of 100: it keeps to the tempo best."
+        "Take B is the best of 3, with 100 of 100: it keeps to the tempo best."
     )
     expect(generate.take(1).get_by_role("img", name="Score 40 of 100")).to_have_text("40")
     cards = generate.song().locator(".take")
+    # However many digits the score beside it has.
+    assert len({wave.bounding_box()["width"] for wave in cards.locator(".wave").all()}) == 1
 
     def order() -> list[str]:
         return [card.get_attribute("id") for card in cards.all()]

@@ -148,6 +148,7 @@ def test_the_page_escapes_every_text():
     plan = {"used": True, "bpm": 90, "key": HOSTILE, "time_signature": HOSTILE, "language": HOSTILE}
     shown = [
         theme.messages(record),
+        theme.messages({"errors": [], "notes": [HOSTILE]}),
         theme.heading(status),
         theme.plan({**plan, "rewritten": True, "caption": HOSTILE}),
         theme.plan({"used": False, "reason": HOSTILE}),
