@@ -76,7 +76,9 @@ def _hub(form: Form) -> tuple[gr.Textbox, gr.Button]:
             elem_id=f"{form.mode}-lora-hub",
             elem_classes=["words"],
         )
-        button = gr.Button(tooltips.ADD, scale=0, min_width=88, elem_id=f"{form.mode}-lora-hub-add")
+        button = gr.Button(
+            tooltips.ADD, size="sm", scale=0, min_width=88, elem_id=f"{form.mode}-lora-hub-add"
+        )
     return box, button
 
 

@@ -89,6 +89,59 @@ def fits(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
+# The controls whose ring of the focus is cut off by what is around them.
+CUT_RINGS = """() => {
+  const controls = document.querySelectorAll("button, input, textarea, [tabindex='0']");
+  const seen = [...controls].filter((each) => each.checkVisibility() && !each.disabled && each.offsetWidth > 2);
+  return seen.filter((control) => {
+    control.focus({ preventScroll: true });
+    const look = getComputedStyle(control);
+    if (document.activeElement !== control || look.outlineStyle === "none") return false;
+    const out = parseFloat(look.outlineOffset) + parseFloat(look.outlineWidth);
+    const { left, top, right, bottom } = control.getBoundingClientRect();
+    for (let around = control.parentElement; around !== document.body; around = around.parentElement) {
+      const { overflow } = getComputedStyle(around);
+      // Of what can be scrolled, only groups, which never are.
+      if (overflow !== "hidden" && !(overflow === "auto" && around.matches(".block"))) continue;
+      const box = around.getBoundingClientRect();
+      const [x, y] = [box.left + around.clientLeft, box.top + around.clientTop];
+      const room = [left - x, top - y, x + around.clientWidth - right, y + around.clientHeight - bottom];
+      if (Math.min(...room) < out - 0.5) return true;
+    }
+    return false;
+  }).map((control) => `${control.closest(".block[id]")?.id} ${control.ariaLabel ?? control.textContent}`);
+}"""
+
+
+def cut_rings(page: Page) -> list[str]:
+    """Return the controls whose focus is not seen whole, each with the block it is in."""
+    page.keyboard.press("Tab")
+    return page.evaluate(CUT_RINGS)
+
+
+# The fields of open groups that stand beside another one whose name, box or slider is not level with theirs.
+UNEVEN = """() => {
+  const wrong = [];
+  const firsts = {};
+  for (const field of document.querySelectorAll(".fold :is(.field, .numeric)")) {
+    if (!field.checkVisibility()) continue;
+    const row = `${field.parentElement.closest(".column").parentElement.parentElement.id} ${field.offsetTop}`;
+    const first = (firsts[row] ??= {});
+    const parts = {
+      name: field.querySelector("[data-testid='block-info']")?.getBoundingClientRect().top,
+      box: field.querySelector("input[type='text'], div:has(> div > div > input[role='combobox'])")?.offsetHeight,
+      slider: field.querySelector("input[type='range']")?.getBoundingClientRect().top,
+    };
+    for (const [part, at] of Object.entries(parts)) {
+      if (at === undefined) continue;
+      first[part] ??= at;
+      if (Math.abs(first[part] - at) > 0.5) wrong.push(`${field.id}: its ${part} at ${at}, not ${first[part]}`);
+    }
+  }
+  return wrong;
+}"""
+
+
 def expect_tappable(*controls: Locator) -> None:
     for control in filter(Locator.is_visible, controls):
         box = control.bounding_box()

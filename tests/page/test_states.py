@@ -16,7 +16,17 @@ import tooltips
 from events import Done, Event, Problem, Progress
 from runs import runs_of
 from status import LanguageModelStatus
-from tests.page.steps import MARKUP, Tab, expect_plain, expect_tappable, fits, reload, violations
+from tests.page.steps import (
+    MARKUP,
+    UNEVEN,
+    Tab,
+    cut_rings,
+    expect_plain,
+    expect_tappable,
+    fits,
+    reload,
+    violations,
+)
 from tests.waiting import until
 from tools import screenshots
 
@@ -451,6 +461,7 @@ def test_the_layout_and_the_run_bar_that_stays_in_sight(
             *page.locator(".label-wrap, .field input:is([type=number], [role=combobox])").all()
         )
     if size == DESK:
+        assert not page.evaluate(UNEVEN)
         # Side by side, 5 to 4.
         assert result["x"] > prompt["x"] + prompt["width"]
         assert details["width"] / result["width"] == pytest.approx(5 / 4, abs=0.02)
@@ -470,3 +481,4 @@ def test_the_layout_and_the_run_bar_that_stays_in_sight(
             page.evaluate("document.activeElement.getBoundingClientRect().bottom")
             <= opened.go.bounding_box()["y"]
         )
+        assert not cut_rings(page)
