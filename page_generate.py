@@ -83,8 +83,10 @@ def generate_tab(studio: Backend) -> SongTab:
             page_fields.add_prompt(form)
             html(theme.styles(), elem_id="generate-styles")
             with gr.Row(elem_classes=["ideas"]):
-                undo = _add_dice()
+                with gr.Row(elem_classes=["assist"]):
+                    html(theme.dice(IDEAS), elem_id="generate-dice")
                 assist = Assist(form, "inspire", "polish")
+                undo = Undo("generate-examples")  # of the shelf and the dice
             _add_words(form)
             page_fields.add_lyrics(form)
             html(theme.lengths(), elem_id="generate-lengths", js_on_load=theme.script("faces"))
@@ -131,13 +133,6 @@ def _add_also(form: Form) -> None:
         return {field: gr.update(value=field.value)}
 
     also.input(take_back, None, list(fields.values()), **AT_ONCE)
-
-
-def _add_dice() -> Undo:
-    """Add the dice, which writes one of our ideas into the prompt, and the Undo of the shelf."""
-    with gr.Row(elem_classes=["assist"]):
-        html(theme.dice(IDEAS), elem_id="generate-dice")
-        return Undo("generate-examples")
 
 
 def _add_shelf() -> gr.HTML:

@@ -296,7 +296,6 @@ REGION = {  # for static/region.js
     "pause": "Pause",
     "loop": "Loop",
     "snap": "Snap to beats ({bpm} BPM)",
-    "zoom": "Zoom",
     "less": "Zoom out",
     "more": "Zoom in",
     "overview": "Part in view",
