@@ -6,7 +6,6 @@ form holds by now.
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from gradio.events import Dependency
 import audio
 import audio_export
 import audio_waveform
-import lyrics_tags
 import page_form
 import page_widgets
 import prompt_facts
@@ -47,7 +45,7 @@ from page_run import (
 )
 from params import AlignRequest, EditRequest, ExtendRequest, Request, SongRequest, parse_request
 from record import LineEntry, Stored
-from runs import address, runs_of
+from runs import address, runs_of, song_title
 
 # In the record of a take that was cut off at a moment: the hash of the whole one.
 CUT_FROM = "cut_from"
@@ -182,7 +180,7 @@ def card(made: Made, can_time: bool, origin: Origin | None = None) -> dict[str, 
         "number": made.number,
         "mode": made.request.mode,
         "seed": made.take["seed"],
-        "title": _title(made),
+        "title": song_title(made.request),
         "label": origin.label if origin else derived(made.request),
         "parent": origin.take.id if origin else "",
         "made_from": _made_from(made),
@@ -260,13 +258,6 @@ def _bar_seconds(bpm: int | None, time_signature: str) -> float:
 def _is_draft(made: Made) -> bool:
     """Tell whether best quality would make more of the take; a turbo checkpoint knows one quality."""
     return made.request.quality == "draft" and not made.stored.sampling.get("turbo")
-
-
-def _title(made: Made) -> str:
-    """Return what the song is called: as its words are, or what its prompt says."""
-    lyrics = made.request.sung_lyrics()
-    words = "" if lyrics == INSTRUMENTAL else lyrics_tags.title(lyrics)
-    return textwrap.shorten(words or made.request.prompt, 60, placeholder=" ...")
 
 
 def _source(request: SongRequest) -> dict[str, Any] | None:

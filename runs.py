@@ -240,15 +240,24 @@ def _repeats(latest: RunEvent, event: RunEvent) -> bool:
 
 def title_of(request: Request) -> str:
     """Return a few words that tell a run from others: those that its song will be called by, if they are known."""
-    if isinstance(request, SongWords) and request.sung_lyrics() != INSTRUMENTAL:
-        title = lyrics_tags.title(request.lyrics)
-        if title:
-            return textwrap.shorten(title, 60, placeholder=" ...")
+    if isinstance(request, SongWords) and song_title(request):
+        return song_title(request)
     for name in ("prompt", "brief", "idea", "lyrics"):
         words = getattr(request, name, "")
         if words:
-            return textwrap.shorten(words, 60, placeholder=" ...")
+            return _shortened(words)
     return request.mode.capitalize()
+
+
+def song_title(request: SongWords) -> str:
+    """Return what a song is called: as its words are if it is sung, or what its prompt says; "" without either."""
+    sung = request.sung_lyrics()
+    words = "" if sung == INSTRUMENTAL else lyrics_tags.title(sung)
+    return _shortened(words or request.prompt)
+
+
+def _shortened(words: str) -> str:
+    return textwrap.shorten(words, 60, placeholder=" ...")
 
 
 def files_of(request: Request) -> list[str]:

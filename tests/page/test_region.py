@@ -432,9 +432,11 @@ def test_edges_snap_to_the_beats_of_a_known_tempo(open_page: Callable[..., Regio
     snap = shown.button("Snap to beats")
     expect(snap).to_be_hidden()
     expect(shown.root).to_contain_text("Enter BPM under Song details to snap to beats.")
+    expect(shown.root.locator(".keys")).not_to_contain_text("Snap to beats")
     # The typed tempo is slightly off.
     shown.page.locator("#bpm textarea, #bpm input").fill("100")
     expect(snap).to_have_text("Snap to beats (100 BPM)")
+    expect(shown.root.locator(".keys")).to_contain_text("with “Snap to beats” to the next beat")
     shown.drag(20.05, 22.1)
     shown.says("20.1", "22.1")
     snap.click()

@@ -119,6 +119,8 @@ def test_one_bar_is_that_of_all_stages_of_a_song_and_a_prompt_that_is_cut_is_tol
             Progress("steps", 12, 50, 8.2, 26.0),
             "Making the music, step 12 of 50, 0:08 so far, at least 0:26 left.",
         ),
+        # No step is done.
+        (Progress("steps", 0, 50, 1.2), "Making the music, 0:01 so far."),
         (Progress("loading", elapsed=61), "Loading the model, 1:01 so far."),
         (Progress("planning", 25, 150, 3.0), "Planning, 16 %, 0:03 so far."),
         (

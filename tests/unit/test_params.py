@@ -74,6 +74,7 @@ def problems(mode="generate", values=PROMPT, seconds=60.0):
             "seed",
             "from -1 to 4294967294",
         ),
+        ("generate", {"instrumental": True}, "prompt", "Prompt is empty. Describe the song."),
         (
             "generate",
             {"lyrics": "la", "instrumental": True},
