@@ -167,7 +167,9 @@ def tab_run_bar(
 def _buttons(
     name: str, text: str, cancel: str, variant: Literal["primary", "secondary"]
 ) -> tuple[gr.Button, gr.Button]:
-    go = gr.Button(text, variant=variant, elem_id=f"{name}-go", scale=3, min_width=160)
+    go = gr.Button(
+        text, variant=variant, elem_id=f"{name}-go", elem_classes="go", scale=3, min_width=160
+    )
     stop = gr.Button(
         cancel, variant="stop", elem_id=f"{name}-cancel", scale=1, min_width=96, interactive=False
     )

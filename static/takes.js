@@ -752,6 +752,7 @@
     const words = part("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const starred = part("starred").getAttribute("aria-pressed") === "true";
     part("find").hidden = songs.size < SEARCHED;
+    part("tools").classList.toggle("alone", songs.size < SEARCHED);
     let count = 0;
     for (const song of roots) {
       const matches = family(song).some((each) => {
@@ -813,7 +814,7 @@
     ];
     library.append(
       make("div", { class: "makings" }),
-      make("div", { class: "tools" }, [
+      make("div", { class: "tools alone" }, [
         make("div", { class: "find", hidden: true }, [
           make("input", {
             type: "search",
