@@ -751,8 +751,9 @@
   const search = () => {
     const words = part("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const starred = part("starred").getAttribute("aria-pressed") === "true";
-    part("find").hidden = songs.size < SEARCHED;
-    part("tools").classList.toggle("alone", songs.size < SEARCHED);
+    const few = songs.size < SEARCHED;
+    part("find").hidden = few;
+    part("tools").classList.toggle("alone", few);
     let count = 0;
     for (const song of roots) {
       const matches = family(song).some((each) => {

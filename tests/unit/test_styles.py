@@ -35,12 +35,14 @@ def parts(text: str, separators: str) -> list[str]:
 
 def named(compound: str) -> bool:
     """Say whether each element that `compound` selects has a class, an id or an attribute which it names."""
-    if re.search(r"[.#\[]", re.sub(r"\(.*\)", "", compound)):
-        return True
-    lists = re.findall(r":(?:is|where)\((.*)\)", compound)
-    return any(
-        all(named(parts(each, COMBINATORS)[-1]) for each in parts(inner, ",")) for inner in lists
-    )
+    for pseudo in parts(compound, ":"):
+        name, _, arguments = pseudo.partition("(")
+        if re.search(r"[.#\[]", name):
+            return True
+        each_one = [parts(each, COMBINATORS)[-1] for each in parts(arguments[:-1], ",")]
+        if name in ("is", "where") and all(named(last) for last in each_one):
+            return True
+    return False
 
 
 def restyles_all(selector: str) -> bool:
@@ -52,10 +54,11 @@ def restyles_all(selector: str) -> bool:
     *before, last = parts(selector, COMBINATORS)
     if named(last):
         return False
-    lists = re.findall(r":(?:is|where|not)\((.*)\)", last)
-    return ":has(" in " ".join(before) or any(
-        restyles_all(each) for inner in lists for each in parts(inner, ",")
-    )
+    if ":has(" in " ".join(before):
+        return True
+    pseudos = [pseudo.partition("(") for pseudo in parts(last, ":")]
+    lists = [arguments[:-1] for name, _, arguments in pseudos if name in ("is", "where", "not")]
+    return any(restyles_all(each) for inner in lists for each in parts(inner, ","))
 
 
 @pytest.mark.parametrize(
