@@ -99,6 +99,29 @@ def test_no_component_gets_a_status_that_each_later_event_would_search_the_page_
     assert {*page.evaluate("statuses")} == {0}
 
 
+# Frames are numbered in the order in which they are asked for. What moves at first has 20 stretches of 30 frames to end.
+RESTS = """async () => {
+  const frame = () => new Promise((drawn) => {
+    const number = requestAnimationFrame(() => drawn(number));
+  });
+  for (let stretch = 0; stretch < 20; stretch++) {
+    const first = await frame();
+    let last;
+    for (let count = 0; count < 30; count++) last = await frame();
+    if (last - first === 30) return true;
+  }
+  return false;
+}"""
+
+
+def test_a_page_at_rest_draws_nothing(page: Page, fake, tab):
+    assert page.evaluate(RESTS)
+    generate = tab(page, "generate")
+    generate.set("prompt", "type", "a song")
+    generate.made(fake)
+    assert page.evaluate(RESTS)
+
+
 def test_the_cost_of_a_visit_and_of_a_key_does_not_grow_with_the_page(fake_address):
     # Nothing is shown before it has come. In Brotli 88 kB were measured, and 131 kB in gzip, which a browser asks for
     # at an address of the network without https; a component takes about 200 bytes of them. Without compression it
