@@ -24,11 +24,11 @@ done
 
 # What runs beside something else writes here, and is shown once it has ended.
 outputs=$(mktemp -d)
-types="" numbers=""
+scripts="" types="" numbers=""
 
 clean_up() {
     # shellcheck disable=SC2086 # these are process numbers, or nothing
-    kill $types $numbers 2>/dev/null || true
+    kill $scripts $types $numbers 2>/dev/null || true
     rm -rf -- "$outputs"
 }
 trap clean_up EXIT
@@ -40,15 +40,28 @@ end_of() { # process, output: shows what it said; true if it succeeded
     return $status
 }
 
-# pip keeps one core busy, and the installation of a browser none.
+check_javascript() { # its status is the sum of 1 for biome and 2 for node --test
+    local failed=0
+    say "biome"
+    { install_biome && (cd tests/javascript && npm run --silent check); } || failed=1
+    say "node --test"
+    (cd tests/javascript && npm run --silent test) || failed=$((failed + 2))
+    return $failed
+}
+
+cd -- "$ROOT"
+# pip keeps one core busy.
 install_browser &
 browser=$!
+if find_node; then
+    check_javascript >"$outputs/scripts" 2>&1 &
+    scripts=$!
+fi
 set_up test
 wait $browser
 find_browser
 # Each process that a test starts would compile every module again.
 unset PYTHONDONTWRITEBYTECODE
-cd -- "$ROOT"
 
 failed=""
 say "ruff check"
@@ -59,12 +72,13 @@ say "ruff format --check"
 nice -n 19 "$VENV/bin/python" -m mypy >"$outputs/types" 2>&1 &
 types=$!
 javascript=""
-if find_node; then
+if [ -n "$scripts" ]; then
     javascript=checked
-    say "biome"
-    { install_biome && (cd tests/javascript && npm run --silent check); } || failed="$failed, biome"
-    say "node --test"
-    (cd tests/javascript && npm run --silent test) || failed="$failed, node --test"
+    status=0
+    end_of $scripts scripts || status=$?
+    [ $((status & 1)) = 0 ] || failed="$failed, biome"
+    [ $((status & 2)) = 0 ] || failed="$failed, node --test"
+    scripts=""
 fi
 say "pytest"
 # A worker for each core and one more, up to four: the page tests wait for their browser a third of the time.
