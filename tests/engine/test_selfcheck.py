@@ -699,7 +699,9 @@ def test_memory_that_a_cancelled_song_keeps_is_reported(fresh, right, monkeypatc
         selfcheck, "_allocated", lambda pipe: 1000 + sum(each.nbytes for each in kept)
     )
     assert selfcheck._cancel(fresh) <= selfcheck.CANCEL_BOUND
-    fresh.transformer.register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
+    fresh.transformer.layers[0].register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    )
     assert selfcheck._cancel(fresh) > selfcheck.CANCEL_BOUND
     # It costs memory, and no song.
     made = song(fresh, tmp_path)
@@ -723,7 +725,9 @@ def test_a_cancelled_song_keeps_nothing_where_parts_are_offloaded(
     (check,) = (each for each in selfcheck.song_checks(parts, "cuda") if each.path == "cancel")
     selfcheck._decoded(parts, selfcheck._latents(parts, 16))  # the VAE is there
     assert finding_of(check).difference == 0.0
-    parts.transformer.register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
+    parts.transformer.layers[0].register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    )
     list(selfcheck._prove(loaded, "song", [check], dict))
     sentence = selfcheck.summary(loaded)
     assert "cancelled song" in sentence and "Switched off" not in sentence
