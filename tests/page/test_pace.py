@@ -99,7 +99,7 @@ def test_no_component_gets_a_status_that_each_later_event_would_search_the_page_
     assert {*page.evaluate("statuses")} == {0}
 
 
-# Frames are numbered in the order in which they are asked for. What moves at first has 20 stretches of 30 frames to end.
+# Frames are numbered in the order in which they are asked for. What moves at first has 20 stretches of 30 to end.
 RESTS = """async () => {
   const frame = () => new Promise((drawn) => {
     const number = requestAnimationFrame(() => drawn(number));
