@@ -114,7 +114,7 @@ RESTS = """async () => {
 }"""
 
 
-def test_a_page_at_rest_draws_nothing(page: Page, fake, tab):
+def test_a_page_at_rest_asks_for_no_frames(page: Page, fake, tab):
     assert page.evaluate(RESTS)
     generate = tab(page, "generate")
     generate.set("prompt", "type", "a song")
